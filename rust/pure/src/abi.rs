@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: GPL-2.0
+//! THE ABI: ioctl numbers and the structures they carry, native endian.
+//!
+//! Numbers 0 to 34 and their structures are binary compatible with OpenVZ's `ploop_if.h`. The
+//! directions in those numbers are not reliable (several "write" calls return data); they are kept
+//! for compatibility. Calls of our own start at [`NR_OWN`], carry their own size and reserved
+//! fields that must be zero. `docs/abi.md` quotes this file; a test compares the two.
+
+use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Block major of ploop devices.
+pub const MAJOR: u32 = 182;
+/// Minors of a device: the disk and 15 partitions.
+pub const MINORS: u32 = 16;
+/// log2 of [`MINORS`].
+pub const MINOR_SHIFT: u32 = 4;
+/// Number of devices the minors allow: 2^20 minors of 16 each.
+pub const DEVICES_MAX: u32 = 1 << (20 - MINOR_SHIFT);
+/// Name of the control device below `/dev`.
+pub const CONTROL_NAME: &str = "ploop-control";
+
+/// ioctl type letter of every ploop call.
+pub const TYPE: u32 = b'P' as u32;
+/// First call number that OpenVZ does not use.
+pub const NR_OWN: u32 = 0x80;
+
+const NONE: u32 = 0;
+const WRITE: u32 = 1;
+const READ: u32 = 2;
+
+const fn ioc(dir: u32, nr: u32, size: usize) -> u32 {
+    assert!(size < 1 << 14);
+    (dir << 30) | ((size as u32) << 16) | (TYPE << 8) | nr
+}
+
+/// Adds an image as the new top delta of a stopped device: [`AddDelta`].
+pub const ADD_DELTA: u32 = ioc(WRITE, 0, 24);
+/// Drops all deltas of a stopped device.
+pub const CLEAR: u32 = ioc(NONE, 1, 0);
+/// Stops a running device and closes its images cleanly.
+pub const STOP: u32 = ioc(NONE, 2, 0);
+/// Starts a device that has deltas.
+pub const START: u32 = ioc(NONE, 3, 0);
+/// Adds a new top delta to a running device.
+pub const SNAPSHOT: u32 = ioc(WRITE, 4, 24);
+/// Removes the delta of a level (u32).
+pub const DEL_DELTA: u32 = ioc(WRITE, 5, 4);
+/// Starts the write tracker.
+pub const TRACK_INIT: u32 = ioc(READ, 6, 16);
+/// Stops the write tracker if nothing is dirty.
+pub const TRACK_STOP: u32 = ioc(NONE, 7, 0);
+/// Drops the write tracker.
+pub const TRACK_ABORT: u32 = ioc(NONE, 8, 0);
+/// Says up to where the image was read (u64 bytes).
+pub const TRACK_SETPOS: u32 = ioc(WRITE, 9, 8);
+/// Returns and clears the next dirty range.
+pub const TRACK_READ: u32 = ioc(READ, 10, 16);
+/// Makes data, index and header of the top delta durable.
+pub const SYNC: u32 = ioc(NONE, 11, 0);
+/// Merges the top delta into the next lower one.
+pub const MERGE: u32 = ioc(NONE, 12, 0);
+/// Swaps the file behind a delta.
+pub const REPLACE_DELTA: u32 = ioc(WRITE, 13, 24);
+/// Cuts the image file of a read-only level.
+pub const TRUNCATE: u32 = ioc(WRITE, 14, 16);
+/// Changes entries of the map in memory.
+pub const UPDATE_INDEX: u32 = ioc(WRITE, 16, 8);
+/// Grows a running device.
+pub const GROW: u32 = ioc(WRITE, 17, 24);
+/// Returns the loaded free blocks.
+pub const FBGET: u32 = ioc(WRITE, 18, 16);
+/// Enters, leaves or asks for the balloon state.
+pub const BALLOON: u32 = ioc(WRITE, 19, 16);
+/// Loads free blocks.
+pub const FREEBLKS: u32 = ioc(WRITE, 20, 16);
+/// Relocates tail blocks into free ones and truncates.
+pub const RELOCBLKS: u32 = ioc(WRITE, 21, 16);
+/// Returns the minor of the first unused device: [`GetDevice`].
+pub const GETDEVICE: u32 = ioc(WRITE, 22, 8);
+/// Enters discard maintenance.
+pub const DISCARD_INIT: u32 = ioc(NONE, 23, 0);
+/// Leaves discard maintenance.
+pub const DISCARD_FINI: u32 = ioc(NONE, 24, 0);
+/// Waits for discards in discard maintenance.
+pub const DISCARD_WAIT: u32 = ioc(NONE, 25, 0);
+/// Drops the free blocks.
+pub const FBDROP: u32 = ioc(NONE, 26, 0);
+/// Drops free extents below a length, given by value.
+pub const FBFILTER: u32 = ioc(READ, 27, 8);
+/// Limits the size of the top delta (u64 sectors).
+pub const MAX_DELTA_SIZE: u32 = ioc(WRITE, 28, 8);
+/// Starts a push backup.
+pub const PUSH_BACKUP_INIT: u32 = ioc(READ, 29, 24);
+/// Moves extents of a push backup.
+pub const PUSH_BACKUP_IO: u32 = ioc(READ, 30, 24);
+/// Ends a push backup.
+pub const PUSH_BACKUP_STOP: u32 = ioc(READ, 31, 24);
+/// Freezes the file systems on the device.
+pub const FREEZE: u32 = ioc(NONE, 32, 0);
+/// Thaws them.
+pub const THAW: u32 = ioc(NONE, 33, 0);
+/// Returns map entries as cached.
+pub const DUMP_CACHED_BAT: u32 = ioc(WRITE, 34, 16);
+
+/// Control device: adds a device: [`DeviceArg`], in and out.
+pub const CTL_ADD: u32 = ioc(READ | WRITE, NR_OWN, 32);
+/// Control device: removes a device that has no delta and is not open: [`DeviceArg`].
+pub const CTL_REMOVE: u32 = ioc(WRITE, NR_OWN + 1, 32);
+
+/// [`Ctl::format`]: the file is the disk, byte for byte.
+pub const FORMAT_RAW: u32 = 1;
+/// [`Ctl::format`]: ploop1, versions 1 and 2.
+pub const FORMAT_PLOOP1: u32 = 2;
+
+/// [`Ctl::flags`]: the delta is read-only.
+pub const FLAG_RDONLY: u32 = 1;
+/// [`Ctl::flags`]: a [`Cookie`] follows the chunk.
+pub const FLAG_COOKIE: u32 = 4;
+/// [`Ctl::flags`]: [`Ctl::size`] is in clusters, not sectors.
+pub const FLAG_CLUBLKS: u32 = 8;
+/// [`Ctl::flags`]: freeze the file systems for the snapshot.
+pub const FLAG_FS_SYNC: u32 = 0x1000_0000;
+/// [`Ctl::flags`], ours: accept, read-only, an image that a crash left marked in use or with a
+/// torn tail that no entry names. Needs [`FLAG_RDONLY`].
+pub const FLAG_ACCEPT_INUSE: u32 = 0x2000_0000;
+
+/// [`Chunk::io`]: choose by the file.
+pub const IO_AUTO: u32 = 0;
+/// [`Chunk::io`]: OpenVZ's direct engine; taken as a synonym of [`IO_AUTO`].
+pub const IO_DIRECT: u32 = 1;
+/// [`Chunk::io`]: OpenVZ's NFS engine; taken as a synonym of [`IO_AUTO`].
+pub const IO_NFS: u32 = 2;
+/// [`Chunk::io`]: OpenVZ's kaio engine; taken as a synonym of [`IO_AUTO`].
+pub const IO_KAIO: u32 = 4;
+
+/// Longest cookie, without the terminating zero.
+pub const COOKIE_LEN_MAX: usize = 63;
+
+/// `struct ploop_ctl`: head of ADD_DELTA, SNAPSHOT, REPLACE_DELTA and GROW. 24 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ctl {
+    /// `FORMAT_*`.
+    pub format: u32,
+    /// `FLAG_*`.
+    pub flags: u32,
+    /// log2 of the sectors of a cluster.
+    pub cluster_log: u32,
+    /// New size, for GROW only: sectors, or clusters with `FLAG_CLUBLKS`.
+    pub size: u32,
+    /// Number of [`Chunk`]s that follow.
+    pub chunks: u16,
+    /// Level, for REPLACE_DELTA only.
+    pub level: u8,
+    /// Zero.
+    pub mbz1: u8,
+    /// Zero.
+    pub mbz2: u32,
+}
+
+/// `struct ploop_ctl_chunk`: one image file. 32 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Chunk {
+    /// Open file descriptor of the image.
+    pub fd: i32,
+    /// `IO_*`.
+    pub io: u32,
+    /// Zero.
+    pub flags: u32,
+    /// Zero.
+    pub offset: u32,
+    /// Zero.
+    pub start: u64,
+    /// Zero.
+    pub len: u64,
+}
+
+/// A name given to the device at ADD_DELTA, shown in `pstate/cookie`. 64 bytes.
+pub type Cookie = [u8; 64];
+
+/// Argument of ADD_DELTA with a cookie: 120 bytes; the cookie is read only with `FLAG_COOKIE`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AddDelta {
+    /// Head; `chunks` must be 1.
+    pub ctl: Ctl,
+    /// The image.
+    pub chunk: Chunk,
+    /// Name of the device, zero terminated.
+    pub cookie: Cookie,
+}
+
+/// `struct ploop_getdevice_ctl`: result of GETDEVICE. 8 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct GetDevice {
+    /// Minor of the disk node: index times 16.
+    pub minor: u32,
+    /// Zero.
+    pub mbz: u32,
+}
+
+/// Argument of `CTL_ADD` and `CTL_REMOVE`. 32 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DeviceArg {
+    /// Size of this structure, 32.
+    pub size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// Index N of ploopN; for `CTL_ADD` -1 asks for the lowest unused one and the answer is put
+    /// here.
+    pub index: i32,
+    /// Zero.
+    pub reserved: [u32; 5],
+}
+
+impl DeviceArg {
+    /// Asks for device `index`, or any with -1.
+    pub const fn new(index: i32) -> Self {
+        Self {
+            size: 32,
+            flags: 0,
+            index,
+            reserved: [0; 5],
+        }
+    }
+}
+
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<Ctl>() == 24);
+    assert!(offset_of!(Ctl, chunks) == 16);
+    assert!(offset_of!(Ctl, level) == 18);
+    assert!(size_of::<Chunk>() == 32);
+    assert!(offset_of!(Chunk, start) == 16);
+    assert!(size_of::<AddDelta>() == 120);
+    assert!(offset_of!(AddDelta, chunk) == 24);
+    assert!(offset_of!(AddDelta, cookie) == 56);
+    assert!(size_of::<GetDevice>() == 8);
+    assert!(size_of::<DeviceArg>() == 32);
+    assert!(offset_of!(DeviceArg, index) == 8);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers as a C compiler printed them from OpenVZ's header.
+    #[test]
+    fn numbers_are_those_of_openvz() {
+        for (have, want) in [
+            (ADD_DELTA, 0x4018_5000),
+            (CLEAR, 0x0000_5001),
+            (STOP, 0x0000_5002),
+            (START, 0x0000_5003),
+            (SNAPSHOT, 0x4018_5004),
+            (DEL_DELTA, 0x4004_5005),
+            (TRACK_INIT, 0x8010_5006),
+            (TRACK_STOP, 0x0000_5007),
+            (TRACK_ABORT, 0x0000_5008),
+            (TRACK_SETPOS, 0x4008_5009),
+            (TRACK_READ, 0x8010_500A),
+            (SYNC, 0x0000_500B),
+            (MERGE, 0x0000_500C),
+            (REPLACE_DELTA, 0x4018_500D),
+            (TRUNCATE, 0x4010_500E),
+            (UPDATE_INDEX, 0x4008_5010),
+            (GROW, 0x4018_5011),
+            (FBGET, 0x4010_5012),
+            (BALLOON, 0x4010_5013),
+            (FREEBLKS, 0x4010_5014),
+            (RELOCBLKS, 0x4010_5015),
+            (GETDEVICE, 0x4008_5016),
+            (DISCARD_INIT, 0x0000_5017),
+            (DISCARD_FINI, 0x0000_5018),
+            (DISCARD_WAIT, 0x0000_5019),
+            (FBDROP, 0x0000_501A),
+            (FBFILTER, 0x8008_501B),
+            (MAX_DELTA_SIZE, 0x4008_501C),
+            (PUSH_BACKUP_INIT, 0x8018_501D),
+            (PUSH_BACKUP_IO, 0x8018_501E),
+            (PUSH_BACKUP_STOP, 0x8018_501F),
+            (FREEZE, 0x0000_5020),
+            (THAW, 0x0000_5021),
+            (DUMP_CACHED_BAT, 0x4010_5022),
+        ] {
+            assert_eq!(have, want);
+        }
+    }
+}

@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is wrong with an image: the one judge for the kernel's attach and the tool's `check`.
+//!
+//! [`Header::parse`](crate::layout::ploop1::Header::parse) judges the header, [`Length::judge`]
+//! the file's length, [`BatScan`] every BAT entry, all in O(n) and with one bit a slot.
+
+use crate::layout::ploop1::{page_range, Header, HEADER_SLOTS};
+use crate::mem::Vector;
+use crate::units::{Cluster, ImageCluster};
+use crate::Error;
+use core::fmt;
+use zerocopy::little_endian::U32;
+
+/// One thing wrong with an image. Displayed, it names the field, its value and what was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// The file ends inside the header or the BAT.
+    Truncated {
+        /// Bytes there should be at least.
+        need: u64,
+        /// Bytes there are.
+        have: u64,
+    },
+    /// The magic is neither version's.
+    Magic,
+    /// The disk type is not 2.
+    DiskType {
+        /// The value.
+        disk_type: u32,
+    },
+    /// The cluster size is not a power of two from 64 to 131072 sectors.
+    ClusterSize {
+        /// The value in sectors.
+        sectors: u32,
+    },
+    /// The disk has no sectors.
+    SizeZero,
+    /// The disk is larger than the format version allows.
+    SizeLimit {
+        /// The value in sectors.
+        size_sectors: u64,
+    },
+    /// The disk is larger than its BAT entries cover.
+    SizeOverBat {
+        /// The size in sectors.
+        size_sectors: u64,
+        /// BAT entries.
+        nr_entries: u32,
+    },
+    /// FirstBlockOffset is not aligned or lies inside the BAT.
+    FirstBlock {
+        /// The value in sectors.
+        sectors: u32,
+        /// The least it must be, in sectors.
+        need: u64,
+    },
+    /// DiskInUse has a value that no software writes.
+    InUseValue {
+        /// The value.
+        value: u32,
+    },
+    /// A flag is set that says the image is being converted, or that is not known.
+    Flags {
+        /// The value.
+        flags: u32,
+    },
+    /// The image is marked in use.
+    InUse,
+    /// The file's length is not a multiple of the cluster size.
+    TornTail {
+        /// Length in bytes.
+        len: u64,
+    },
+    /// A version 1 entry is not a multiple of the cluster size.
+    EntryMisaligned {
+        /// The guest cluster.
+        cluster: u32,
+        /// The entry as stored, in sectors.
+        entry: u32,
+    },
+    /// An entry points into header or BAT.
+    EntryInHeader {
+        /// The guest cluster.
+        cluster: u32,
+        /// The image cluster.
+        at: u32,
+    },
+    /// An entry points past the end of the file.
+    EntryPastEnd {
+        /// The guest cluster.
+        cluster: u32,
+        /// The image cluster.
+        at: u32,
+        /// Whole clusters in the file.
+        end: u32,
+    },
+    /// An entry points to the last cluster, which the file holds only in part.
+    EntryTorn {
+        /// The guest cluster.
+        cluster: u32,
+        /// The image cluster.
+        at: u32,
+    },
+    /// Two entries point to one image cluster.
+    EntryDuplicate {
+        /// The guest cluster found second.
+        cluster: u32,
+        /// The image cluster.
+        at: u32,
+    },
+}
+
+/// What mending a problem costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cure {
+    /// Nothing is lost: done at attach without asking.
+    Lossless,
+    /// Some data is lost or may be wrong: only on request.
+    Lossy,
+    /// Cannot be mended.
+    None,
+}
+
+impl Problem {
+    /// What mending it costs.
+    pub fn cure(self) -> Cure {
+        match self {
+            Self::InUse | Self::TornTail { .. } | Self::EntryTorn { .. } => Cure::Lossless,
+            Self::EntryMisaligned { .. }
+            | Self::EntryInHeader { .. }
+            | Self::EntryPastEnd { .. }
+            | Self::EntryDuplicate { .. } => Cure::Lossy,
+            Self::Truncated { .. }
+            | Self::Magic
+            | Self::DiskType { .. }
+            | Self::ClusterSize { .. }
+            | Self::SizeZero
+            | Self::SizeLimit { .. }
+            | Self::SizeOverBat { .. }
+            | Self::FirstBlock { .. }
+            | Self::InUseValue { .. }
+            | Self::Flags { .. } => Cure::None,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Truncated { need, have } => {
+                write!(f, "file has {have} bytes, header and BAT need {need}")
+            }
+            Self::Magic => write!(f, "m_Sig (magic) is not that of a ploop1 image"),
+            Self::DiskType { disk_type } => write!(f, "m_Type is {disk_type}, not 2"),
+            Self::ClusterSize { sectors } => write!(
+                f,
+                "m_Sectors (cluster size) is {sectors} sectors, not a power of two from 64 to 131072"
+            ),
+            Self::SizeZero => write!(f, "m_SizeInSectors (disk size) is 0"),
+            Self::SizeLimit { size_sectors } => write!(
+                f,
+                "m_SizeInSectors (disk size) is {size_sectors}, over the limit of the format"
+            ),
+            Self::SizeOverBat {
+                size_sectors,
+                nr_entries,
+            } => write!(
+                f,
+                "m_SizeInSectors (disk size) is {size_sectors}, more than m_Size of {nr_entries} clusters"
+            ),
+            Self::FirstBlock { sectors, need } => write!(
+                f,
+                "m_FirstBlockOffset is {sectors} sectors, not a cluster multiple of at least {need}"
+            ),
+            Self::InUseValue { value } => write!(f, "m_DiskInUse has the unknown value {value:#x}"),
+            Self::Flags { flags } if flags & crate::layout::ploop1::FLAG_CONVERTING != 0 => {
+                write!(f, "m_Flags is {flags:#x}: a version conversion was interrupted")
+            }
+            Self::Flags { flags } => write!(f, "m_Flags has unknown bits: {flags:#x}"),
+            Self::InUse => write!(f, "m_DiskInUse is set: the image was not closed cleanly"),
+            Self::TornTail { len } => {
+                write!(f, "file length {len} is not a multiple of the cluster size")
+            }
+            Self::EntryMisaligned { cluster, entry } => write!(
+                f,
+                "BAT[{cluster}] is sector {entry}, not a multiple of the cluster size"
+            ),
+            Self::EntryInHeader { cluster, at } => {
+                write!(f, "BAT[{cluster}] is image cluster {at}, inside header or BAT")
+            }
+            Self::EntryPastEnd { cluster, at, end } => write!(
+                f,
+                "BAT[{cluster}] is image cluster {at}, but the file ends at {end}"
+            ),
+            Self::EntryTorn { cluster, at } => write!(
+                f,
+                "BAT[{cluster}] is image cluster {at}, of which the file holds only a part"
+            ),
+            Self::EntryDuplicate { cluster, at } => write!(
+                f,
+                "BAT[{cluster}] is image cluster {at}, which another entry names too"
+            ),
+        }
+    }
+}
+
+/// How many clusters an image file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Length {
+    /// Whole clusters, at most what entries can name.
+    pub clusters: u32,
+    /// A partial cluster follows the whole ones.
+    pub torn: bool,
+}
+
+impl Length {
+    /// Judges the length of the file whose header this is.
+    pub fn judge(header: &Header, len_bytes: u64) -> Result<Self, Problem> {
+        let need = header.cluster.offset(header.first_data);
+        if len_bytes < need {
+            return Err(Problem::Truncated {
+                need,
+                have: len_bytes,
+            });
+        }
+        let clusters = header.cluster.floor(len_bytes);
+        let max = header.slots_max();
+        Ok(Self {
+            clusters: u32::try_from(clusters).map_or(max, |c| c.min(max)),
+            torn: len_bytes & (header.cluster.bytes() - 1) != 0,
+        })
+    }
+}
+
+/// What a scan found out about the image as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Entries that name a slot.
+    pub nr_used: u32,
+    /// One past the highest slot in use; at least the first data cluster.
+    pub end: u32,
+}
+
+/// Judges the BAT page by page and remembers which slots are taken, one bit each.
+pub struct BatScan {
+    header: Header,
+    length: Length,
+    used: Vector<u64>,
+    usage: Usage,
+}
+
+impl BatScan {
+    /// Bytes of memory that a scan needs.
+    pub fn memory_bytes(header: &Header, length: Length) -> u64 {
+        u64::from(length.clusters.saturating_sub(header.first_data.0)) / 8 + 16
+    }
+
+    /// A scan of the BAT of an image of this header and length.
+    pub fn new(header: Header, length: Length) -> Result<Self, Error> {
+        // One more for the torn slot.
+        let slots = u64::from(length.clusters.saturating_sub(header.first_data.0)) + 1;
+        let words = usize::try_from(slots.div_ceil(64)).map_err(|_| Error::NoMemory)?;
+        Ok(Self {
+            header,
+            length,
+            used: Vector::try_filled(0, words)?,
+            usage: Usage {
+                nr_used: 0,
+                end: header.first_data.0,
+            },
+        })
+    }
+
+    /// Judges the entries of index page `page`, given as its 1024 slots; slots of the header and
+    /// past the last entry are skipped. `sink` gets each cluster that has an entry: its place, or
+    /// what is wrong. It may end the scan with an error of its own.
+    pub fn page<E>(
+        &mut self,
+        page: u32,
+        slots: &[U32],
+        mut sink: impl FnMut(Cluster, Result<ImageCluster, Problem>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let lead = if page == 0 { HEADER_SLOTS as usize } else { 0 };
+        let (first, _) = page_range(page);
+        let clusters = first..u64::from(self.header.nr_entries);
+        for (cluster, slot) in clusters.zip(slots.iter().skip(lead)) {
+            let entry = slot.get();
+            if entry != 0 {
+                // Below `nr_entries`, a u32.
+                let cluster = Cluster(cluster as u32);
+                sink(cluster, self.entry(cluster, entry))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, cluster: Cluster, entry: u32) -> Result<ImageCluster, Problem> {
+        let cluster = cluster.0;
+        let at = match self.header.decode_entry(entry) {
+            Ok(Some(at)) => at,
+            // Zero entries do not come here.
+            Ok(None) | Err(_) => return Err(Problem::EntryMisaligned { cluster, entry }),
+        };
+        let first = self.header.first_data.0;
+        let end = self.length.clusters;
+        let Some(bit) = at.0.checked_sub(first) else {
+            return Err(Problem::EntryInHeader { cluster, at: at.0 });
+        };
+        if at.0 > end || (at.0 == end && !self.length.torn) {
+            return Err(Problem::EntryPastEnd {
+                cluster,
+                at: at.0,
+                end,
+            });
+        }
+        let (word, mask) = ((bit / 64) as usize, 1u64 << (bit % 64));
+        let Some(word) = self.used.get_mut(word) else {
+            return Err(Problem::EntryPastEnd {
+                cluster,
+                at: at.0,
+                end,
+            });
+        };
+        if *word & mask != 0 {
+            return Err(Problem::EntryDuplicate { cluster, at: at.0 });
+        }
+        *word |= mask;
+        self.usage.nr_used += 1;
+        self.usage.end = self.usage.end.max(at.0.saturating_add(1));
+        if at.0 == end {
+            return Err(Problem::EntryTorn { cluster, at: at.0 });
+        }
+        Ok(at)
+    }
+
+    /// Whether a slot is named by an entry seen so far.
+    pub fn is_used(&self, at: ImageCluster) -> bool {
+        at.0.checked_sub(self.header.first_data.0)
+            .is_some_and(|bit| {
+                self.used
+                    .get((bit / 64) as usize)
+                    .is_some_and(|w| w & (1 << (bit % 64)) != 0)
+            })
+    }
+
+    /// What was found out so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::ploop1::Version;
+    use crate::units::ClusterSize;
+    use std::vec::Vec;
+
+    fn scan(entries: &[u32], len: u64) -> (Vec<(u32, Result<ImageCluster, Problem>)>, Usage) {
+        let header = Header::new(Version::V2, ClusterSize::DEFAULT, 2048 * 100).unwrap();
+        let length = Length::judge(&header, len).unwrap();
+        let mut scan = BatScan::new(header, length).unwrap();
+        let mut slots = [U32::ZERO; 1024];
+        for (s, e) in slots[16..].iter_mut().zip(entries) {
+            *s = U32::new(*e);
+        }
+        let mut out = Vec::new();
+        scan.page::<()>(0, &slots, |c, r| {
+            out.push((c.0, r));
+            Ok(())
+        })
+        .unwrap();
+        (out, scan.usage())
+    }
+
+    #[test]
+    fn every_bad_entry_is_named() {
+        let mib = 1 << 20;
+        let (out, usage) = scan(&[3, 0, 3, 1, 5, u32::MAX, 4], 5 * mib + 7);
+        assert_eq!(
+            out,
+            [
+                (0, Ok(ImageCluster(3))),
+                (2, Err(Problem::EntryDuplicate { cluster: 2, at: 3 })),
+                (3, Ok(ImageCluster(1))),
+                (4, Err(Problem::EntryTorn { cluster: 4, at: 5 })),
+                (
+                    5,
+                    Err(Problem::EntryPastEnd {
+                        cluster: 5,
+                        at: u32::MAX,
+                        end: 5
+                    })
+                ),
+                (6, Ok(ImageCluster(4))),
+            ]
+        );
+        assert_eq!(usage, Usage { nr_used: 4, end: 6 });
+    }
+
+    #[test]
+    fn length_is_judged() {
+        let header = Header::new(Version::V2, ClusterSize::DEFAULT, 2048).unwrap();
+        assert!(matches!(
+            Length::judge(&header, 4096),
+            Err(Problem::Truncated { .. })
+        ));
+        let l = Length::judge(&header, u64::MAX).unwrap();
+        assert_eq!((l.clusters, l.torn), (u32::MAX, true));
+    }
+
+    #[test]
+    fn slots_beyond_the_last_entry_are_not_looked_at() {
+        let header = Header::new(Version::V2, ClusterSize::DEFAULT, 2048).unwrap();
+        let length = Length::judge(&header, 1 << 20).unwrap();
+        let mut scan = BatScan::new(header, length).unwrap();
+        let mut slots = [U32::new(77); 1024];
+        slots[16] = U32::ZERO;
+        scan.page(0, &slots, |_, _| Err(())).unwrap();
+        assert_eq!(scan.usage().nr_used, 0);
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The steps of one guest write: which [`Action`] follows which [`Event`].
+//!
+//! A write to a mapped cluster goes in place. A write to a hole locks the cluster, looks again,
+//! takes a slot, writes its data there, and only then publishes the slot in the map. So a reader
+//! sees zeros or the whole write's data, a failed write leaves the hole, and no index page can be
+//! copied with an entry whose data is not written (ordering rules 1 and 2). The guest's
+//! completion follows the publication; with FUA, the commit that makes both durable (rule 3).
+
+use crate::map::Place;
+use crate::units::{ImageCluster, Level};
+
+/// What the engine has to do next for a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Lock the cluster, waiting if need be, then look it up again: [`Event::Found`].
+    Lock,
+    /// Take a slot of the top delta: [`Event::Slot`] or [`Event::Failed`].
+    TakeSlot,
+    /// Write the data to a slot of the top delta: [`Event::Ok`] or [`Event::Failed`].
+    WriteData {
+        /// The slot.
+        at: ImageCluster,
+        /// The data has to be durable when the write is done.
+        durable: bool,
+    },
+    /// Put the slot into the map, mark its index page dirty and unlock: [`Event::Ok`].
+    Publish {
+        /// The slot.
+        at: ImageCluster,
+    },
+    /// Give the slot back and unlock, then end with the error.
+    Abandon {
+        /// The slot.
+        at: ImageCluster,
+    },
+    /// Unlock and end with the error.
+    Unlock,
+    /// Unlock, the cluster having been mapped meanwhile, and go on with this write in place.
+    UnlockAndWrite {
+        /// The slot.
+        at: ImageCluster,
+        /// The data has to be durable when the write is done.
+        durable: bool,
+    },
+    /// Commit data and index: [`Event::Ok`] or [`Event::Failed`].
+    Commit,
+    /// End with success.
+    Done,
+    /// End with the error.
+    Fail,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Where the cluster is, and whether the index entry is durable.
+    Found {
+        /// The place.
+        place: Place,
+        /// The entry on disk is the one in memory, durably.
+        entry_durable: bool,
+    },
+    /// The slot taken.
+    Slot(ImageCluster),
+    /// The last action succeeded.
+    Ok,
+    /// The last action failed.
+    Failed,
+}
+
+/// Whether the guest wants a write durable before it completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// A later FLUSH makes it durable.
+    Volatile,
+    /// FUA.
+    Fua,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    LookingUp,
+    Locking,
+    TakingSlot,
+    WritingInPlace { commit: bool },
+    WritingFresh { at: ImageCluster },
+    Publishing,
+    Committing,
+    Ended,
+}
+
+/// One guest write.
+#[derive(Debug, Clone, Copy)]
+pub struct Write {
+    state: State,
+    durability: Durability,
+    top: Level,
+}
+
+impl Write {
+    /// A write to a chain whose top is `top`. Its first event is [`Event::Found`].
+    pub const fn new(durability: Durability, top: Level) -> Self {
+        Self {
+            state: State::LookingUp,
+            durability,
+            top,
+        }
+    }
+
+    /// The action that follows `event`. After the end there is only [`Action::Fail`].
+    pub fn next(&mut self, event: Event) -> Action {
+        let (state, action) = match (self.state, event) {
+            (
+                State::LookingUp,
+                Event::Found {
+                    place,
+                    entry_durable,
+                },
+            ) => match self.in_place(place, entry_durable) {
+                Some((at, durable, state)) => (state, Action::WriteData { at, durable }),
+                None => (State::Locking, Action::Lock),
+            },
+            (
+                State::Locking,
+                Event::Found {
+                    place,
+                    entry_durable,
+                },
+            ) => match self.in_place(place, entry_durable) {
+                Some((at, durable, state)) => (state, Action::UnlockAndWrite { at, durable }),
+                None => (State::TakingSlot, Action::TakeSlot),
+            },
+            (State::TakingSlot, Event::Slot(at)) if cfg!(mutant = "publish_before_data") => {
+                (State::Publishing, Action::Publish { at })
+            }
+            (State::TakingSlot, Event::Slot(at)) => {
+                let durable = false;
+                (
+                    State::WritingFresh { at },
+                    Action::WriteData { at, durable },
+                )
+            }
+            (State::TakingSlot, Event::Failed) => (State::Ended, Action::Unlock),
+            (State::WritingFresh { at }, Event::Ok) => (State::Publishing, Action::Publish { at }),
+            (State::WritingFresh { at }, Event::Failed) => (State::Ended, Action::Abandon { at }),
+            (State::Publishing | State::WritingInPlace { commit: true }, Event::Ok) => {
+                match self.durability {
+                    Durability::Volatile => (State::Ended, Action::Done),
+                    Durability::Fua if cfg!(mutant = "ignore_fua") => (State::Ended, Action::Done),
+                    Durability::Fua => (State::Committing, Action::Commit),
+                }
+            }
+            (State::WritingInPlace { commit: false } | State::Committing, Event::Ok) => {
+                (State::Ended, Action::Done)
+            }
+            (
+                State::LookingUp
+                | State::Locking
+                | State::TakingSlot
+                | State::WritingInPlace { .. }
+                | State::WritingFresh { .. }
+                | State::Publishing
+                | State::Committing
+                | State::Ended,
+                Event::Found { .. } | Event::Slot(_) | Event::Ok | Event::Failed,
+            ) => (State::Ended, Action::Fail),
+        };
+        self.state = state;
+        action
+    }
+
+    /// For a cluster mapped in the top: the slot, whether the data write itself is to be durable
+    /// and the state to wait in. FUA to an entry that is not durable yet needs a commit instead.
+    fn in_place(&self, place: Place, entry_durable: bool) -> Option<(ImageCluster, bool, State)> {
+        match place {
+            Place::Slot { level, at } if level == self.top => {
+                let fua = self.durability == Durability::Fua;
+                let commit = fua && !entry_durable;
+                let durable = fua && entry_durable && !cfg!(mutant = "ignore_fua");
+                Some((at, durable, State::WritingInPlace { commit }))
+            }
+            Place::Slot { .. } | Place::Hole => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: ImageCluster = ImageCluster(7);
+    const TOP: Level = Level(0);
+
+    fn found(place: Place, entry_durable: bool) -> Event {
+        Event::Found {
+            place,
+            entry_durable,
+        }
+    }
+
+    fn slot() -> Place {
+        Place::Slot { level: TOP, at: AT }
+    }
+
+    #[test]
+    fn overwrite_is_one_write() {
+        let mut w = Write::new(Durability::Volatile, TOP);
+        assert_eq!(
+            w.next(found(slot(), false)),
+            Action::WriteData {
+                at: AT,
+                durable: false
+            }
+        );
+        assert_eq!(w.next(Event::Ok), Action::Done);
+        assert_eq!(w.next(Event::Ok), Action::Fail);
+    }
+
+    #[test]
+    fn fua_overwrite_of_a_dirty_entry_commits() {
+        let mut w = Write::new(Durability::Fua, TOP);
+        assert_eq!(
+            w.next(found(slot(), false)),
+            Action::WriteData {
+                at: AT,
+                durable: false
+            }
+        );
+        assert_eq!(w.next(Event::Ok), Action::Commit);
+        assert_eq!(w.next(Event::Ok), Action::Done);
+        let mut w = Write::new(Durability::Fua, TOP);
+        assert_eq!(
+            w.next(found(slot(), true)),
+            Action::WriteData {
+                at: AT,
+                durable: true
+            }
+        );
+        assert_eq!(w.next(Event::Ok), Action::Done);
+    }
+
+    #[test]
+    fn data_is_written_before_the_slot_is_published() {
+        let mut w = Write::new(Durability::Fua, TOP);
+        assert_eq!(w.next(found(Place::Hole, true)), Action::Lock);
+        assert_eq!(w.next(found(Place::Hole, true)), Action::TakeSlot);
+        assert_eq!(
+            w.next(Event::Slot(AT)),
+            Action::WriteData {
+                at: AT,
+                durable: false
+            }
+        );
+        assert_eq!(w.next(Event::Ok), Action::Publish { at: AT });
+        assert_eq!(w.next(Event::Ok), Action::Commit);
+        assert_eq!(w.next(Event::Ok), Action::Done);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_hole() {
+        let mut w = Write::new(Durability::Volatile, TOP);
+        w.next(found(Place::Hole, true));
+        w.next(found(Place::Hole, true));
+        w.next(Event::Slot(AT));
+        assert_eq!(w.next(Event::Failed), Action::Abandon { at: AT });
+    }
+
+    #[test]
+    fn a_cluster_mapped_while_waiting_is_written_in_place() {
+        let mut w = Write::new(Durability::Volatile, TOP);
+        w.next(found(Place::Hole, true));
+        let a = w.next(found(slot(), false));
+        assert_eq!(
+            a,
+            Action::UnlockAndWrite {
+                at: AT,
+                durable: false
+            }
+        );
+        assert_eq!(w.next(Event::Ok), Action::Done);
+    }
+}

@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: GPL-2.0
+//! THE LAYOUT of ploop1 images, versions 1 and 2 (QEMU's `parallels`): header and BAT entries.
+//!
+//! ```text
+//! cluster 0 .. F-1   64-byte header, then u32 BAT entries, contiguous, zero padded
+//! cluster F ..       data clusters, in any order
+//! ```
+//!
+//! All integers are little endian. `docs/format-ploop1.md` has the byte table; a test compares it
+//! with the offsets asserted here.
+
+use crate::check::Problem;
+use crate::units::{Cluster, ClusterSize, ImageCluster, INDEX_PAGE_BYTES, SECTOR_BYTES};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Bytes of the header; the first BAT entry follows.
+pub const HEADER_BYTES: usize = 64;
+/// Bytes of a BAT entry.
+pub const ENTRY_BYTES: u64 = 4;
+/// BAT entries that the header takes the place of.
+pub const HEADER_SLOTS: u32 = 16;
+/// BAT entries of an index page; page 0 holds [`HEADER_SLOTS`] fewer.
+pub const PAGE_SLOTS: u32 = 1024;
+
+/// Magic of version 1, whose BAT counts sectors.
+pub const MAGIC_V1: [u8; 16] = *b"WithoutFreeSpace";
+/// Magic of version 2, whose BAT counts clusters.
+pub const MAGIC_V2: [u8; 16] = *b"WithouFreSpacExt";
+/// The only value of [`RawHeader::disk_type`].
+pub const DISK_TYPE: u32 = 2;
+/// [`RawHeader::in_use`]: open for writing, or not closed cleanly.
+pub const IN_USE: u32 = 0x746F_6E59;
+/// [`RawHeader::in_use`]: closed by software that keeps the format extension valid.
+pub const CLOSED_V21: u32 = 0x312E_3276;
+/// [`RawHeader::flags`]: no data was ever written.
+pub const FLAG_EMPTY: u32 = 1;
+/// [`RawHeader::flags`]: a conversion from version 1 to 2 was interrupted.
+pub const FLAG_CONVERTING: u32 = 2;
+
+/// Most BAT entries of an image: 2^32 - 16, so that page numbers and entries fit 32 bits.
+pub const ENTRIES_MAX: u32 = u32::MAX - 15;
+
+/// The header as it is on disk, nothing checked.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+pub struct RawHeader {
+    /// [`MAGIC_V1`] or [`MAGIC_V2`].
+    pub magic: [u8; 16],
+    /// [`DISK_TYPE`].
+    pub disk_type: U32,
+    /// Geometry, for information only.
+    pub heads: U32,
+    /// Geometry, for information only.
+    pub cylinders: U32,
+    /// Cluster size in sectors.
+    pub cluster_sectors: U32,
+    /// Number of BAT entries: disk size in clusters, rounded up.
+    pub nr_entries: U32,
+    /// Disk size in sectors. Version 1 uses the low 32 bits only.
+    pub size_sectors: U64,
+    /// [`IN_USE`], [`CLOSED_V21`], or 0: closed, extension not valid.
+    pub in_use: U32,
+    /// First data cluster, in sectors, a multiple of the cluster size.
+    pub first_block: U32,
+    /// `FLAG_*`.
+    pub flags: U32,
+    /// Format extension in sectors, 0 for none.
+    pub ext_offset: U64,
+}
+
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<RawHeader>() == HEADER_BYTES);
+    assert!(offset_of!(RawHeader, disk_type) == 16);
+    assert!(offset_of!(RawHeader, heads) == 20);
+    assert!(offset_of!(RawHeader, cylinders) == 24);
+    assert!(offset_of!(RawHeader, cluster_sectors) == 28);
+    assert!(offset_of!(RawHeader, nr_entries) == 32);
+    assert!(offset_of!(RawHeader, size_sectors) == 36);
+    assert!(offset_of!(RawHeader, in_use) == 44);
+    assert!(offset_of!(RawHeader, first_block) == 48);
+    assert!(offset_of!(RawHeader, flags) == 52);
+    assert!(offset_of!(RawHeader, ext_offset) == 56);
+};
+
+/// Version of the format; decides the unit of BAT entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Entries count sectors; at most 2^32 - 1 sectors.
+    V1,
+    /// Entries count clusters.
+    V2,
+}
+
+impl Version {
+    /// 1 or 2.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::V1 => 1,
+            Self::V2 => 2,
+        }
+    }
+
+    const fn magic(self) -> [u8; 16] {
+        match self {
+            Self::V1 => MAGIC_V1,
+            Self::V2 => MAGIC_V2,
+        }
+    }
+}
+
+/// How the image was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Closed; the format extension, if any, is not valid.
+    Closed,
+    /// Closed; the format extension is valid.
+    ClosedV21,
+    /// Open for writing somewhere, or left so by a crash.
+    InUse,
+}
+
+/// A header whose fields agree with each other. What it says about the file's length is checked
+/// by [`Header::check_length`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Version of the format.
+    pub version: Version,
+    /// Cluster size.
+    pub cluster: ClusterSize,
+    /// BAT entries, at least one.
+    pub nr_entries: u32,
+    /// Disk size in sectors, at least one and covered by the entries.
+    pub size_sectors: u64,
+    /// First data cluster.
+    pub first_data: ImageCluster,
+    /// How the image was left.
+    pub mark: Mark,
+    /// `FLAG_*`.
+    pub flags: u32,
+    /// Format extension in sectors, 0 for none.
+    pub ext_offset: u64,
+    /// Heads and cylinders, carried along unchanged.
+    geometry: (u32, u32),
+}
+
+impl Header {
+    /// The header of a new image: closed and empty.
+    ///
+    /// `size_sectors` is rounded up to the cluster for the number of entries only.
+    pub fn new(version: Version, cluster: ClusterSize, size_sectors: u64) -> Result<Self, Problem> {
+        if size_sectors == 0 {
+            return Err(Problem::SizeZero);
+        }
+        let nr_entries = size_sectors.div_ceil(u64::from(cluster.sectors()));
+        let nr_entries = u32::try_from(nr_entries)
+            .ok()
+            .filter(|n| *n <= ENTRIES_MAX)
+            .ok_or(Problem::SizeLimit { size_sectors })?;
+        let first_data = bat_clusters(cluster, nr_entries);
+        let raw = RawHeader {
+            magic: version.magic(),
+            disk_type: DISK_TYPE.into(),
+            heads: 16.into(),
+            cylinders: u32::try_from(size_sectors / (16 * 32))
+                .unwrap_or(u32::MAX)
+                .into(),
+            cluster_sectors: cluster.sectors().into(),
+            nr_entries: nr_entries.into(),
+            size_sectors: size_sectors.into(),
+            in_use: 0.into(),
+            first_block: first_data
+                .checked_mul(cluster.sectors())
+                .ok_or(Problem::SizeLimit { size_sectors })?
+                .into(),
+            flags: FLAG_EMPTY.into(),
+            ext_offset: 0.into(),
+        };
+        Self::parse(&raw)
+    }
+
+    /// Checks every field of a header by itself and against the others.
+    pub fn parse(raw: &RawHeader) -> Result<Self, Problem> {
+        let version = match raw.magic {
+            MAGIC_V1 => Version::V1,
+            MAGIC_V2 => Version::V2,
+            _ => return Err(Problem::Magic),
+        };
+        let disk_type = raw.disk_type.get();
+        if disk_type != DISK_TYPE {
+            return Err(Problem::DiskType { disk_type });
+        }
+        let sectors = raw.cluster_sectors.get();
+        let cluster = ClusterSize::from_sectors(sectors).ok_or(Problem::ClusterSize { sectors })?;
+        let size_sectors = match version {
+            Version::V1 => raw.size_sectors.get() & u64::from(u32::MAX),
+            Version::V2 => raw.size_sectors.get(),
+        };
+        let nr_entries = raw.nr_entries.get();
+        Self::check_size(version, cluster, nr_entries, size_sectors)?;
+        let first_block = raw.first_block.get();
+        let first_data = first_block >> cluster.log_sectors();
+        let need = bat_clusters(cluster, nr_entries);
+        if first_block & (cluster.sectors() - 1) != 0 || first_data < need {
+            return Err(Problem::FirstBlock {
+                sectors: first_block,
+                need: u64::from(need) << cluster.log_sectors(),
+            });
+        }
+        let mark = match raw.in_use.get() {
+            0 => Mark::Closed,
+            CLOSED_V21 => Mark::ClosedV21,
+            IN_USE => Mark::InUse,
+            value => return Err(Problem::InUseValue { value }),
+        };
+        let flags = raw.flags.get();
+        if flags & !FLAG_EMPTY != 0 {
+            return Err(Problem::Flags { flags });
+        }
+        Ok(Self {
+            version,
+            cluster,
+            nr_entries,
+            size_sectors,
+            first_data: ImageCluster(first_data),
+            mark,
+            flags,
+            ext_offset: raw.ext_offset.get(),
+            geometry: (raw.heads.get(), raw.cylinders.get()),
+        })
+    }
+
+    fn check_size(
+        version: Version,
+        cluster: ClusterSize,
+        nr_entries: u32,
+        size_sectors: u64,
+    ) -> Result<(), Problem> {
+        if size_sectors == 0 {
+            return Err(Problem::SizeZero);
+        }
+        let covered = u64::from(nr_entries) << cluster.log_sectors();
+        let limit = match version {
+            Version::V1 => u64::from(u32::MAX),
+            // The disk's size in bytes must fit a signed 64-bit file position.
+            Version::V2 => (i64::MAX.unsigned_abs() / SECTOR_BYTES).min(1 << 52),
+        };
+        if size_sectors > limit || nr_entries > ENTRIES_MAX {
+            return Err(Problem::SizeLimit { size_sectors });
+        }
+        if size_sectors > covered {
+            return Err(Problem::SizeOverBat {
+                size_sectors,
+                nr_entries,
+            });
+        }
+        Ok(())
+    }
+
+    /// The header as bytes.
+    pub fn encode(&self) -> RawHeader {
+        RawHeader {
+            magic: self.version.magic(),
+            disk_type: DISK_TYPE.into(),
+            heads: self.geometry.0.into(),
+            cylinders: self.geometry.1.into(),
+            cluster_sectors: self.cluster.sectors().into(),
+            nr_entries: self.nr_entries.into(),
+            size_sectors: self.size_sectors.into(),
+            in_use: match self.mark {
+                Mark::Closed => 0,
+                Mark::ClosedV21 => CLOSED_V21,
+                Mark::InUse => IN_USE,
+            }
+            .into(),
+            first_block: (self.first_data.0 << self.cluster.log_sectors()).into(),
+            flags: self.flags.into(),
+            ext_offset: self.ext_offset.into(),
+        }
+    }
+
+    /// The same header for an image opened for writing: marked, and without the format
+    /// extension, which would not be valid any more.
+    pub fn opened(mut self) -> Self {
+        self.mark = Mark::InUse;
+        self.ext_offset = 0;
+        self
+    }
+
+    /// The same header for an image closed cleanly; `is_empty` says that no entry is used.
+    pub fn closed(mut self, is_empty: bool) -> Self {
+        self.mark = Mark::Closed;
+        if !is_empty {
+            self.flags &= !FLAG_EMPTY;
+        }
+        self
+    }
+
+    /// Number of index pages, at least one.
+    pub fn nr_pages(&self) -> u32 {
+        (self.nr_entries + HEADER_SLOTS).div_ceil(PAGE_SLOTS)
+    }
+
+    /// Bytes of header and BAT, padded to whole index pages: what has to be read. Index pages
+    /// never reach past `first_data`, as a cluster holds whole pages.
+    pub fn index_bytes(&self) -> u64 {
+        u64::from(self.nr_pages()) * INDEX_PAGE_BYTES
+    }
+
+    /// Most image clusters that entries of this version can name, plus one.
+    pub fn slots_max(&self) -> u32 {
+        match self.version {
+            Version::V1 => u32::MAX >> self.cluster.log_sectors(),
+            Version::V2 => u32::MAX,
+        }
+    }
+
+    /// What an entry says: `None` for a hole, else the slot, or the value if it is not aligned.
+    pub fn decode_entry(&self, entry: u32) -> Result<Option<ImageCluster>, u32> {
+        if entry == 0 {
+            return Ok(None);
+        }
+        match self.version {
+            Version::V1 if entry & (self.cluster.sectors() - 1) != 0 => Err(entry),
+            Version::V1 => Ok(Some(ImageCluster(entry >> self.cluster.log_sectors()))),
+            Version::V2 => Ok(Some(ImageCluster(entry))),
+        }
+    }
+
+    /// The entry that names a slot below [`Self::slots_max`].
+    pub fn encode_entry(&self, at: ImageCluster) -> u32 {
+        match self.version {
+            Version::V1 => at.0 << self.cluster.log_sectors(),
+            Version::V2 => at.0,
+        }
+    }
+}
+
+/// Clusters that header and `nr_entries` BAT entries take.
+pub fn bat_clusters(cluster: ClusterSize, nr_entries: u32) -> u32 {
+    let bytes = HEADER_BYTES as u64 + u64::from(nr_entries) * ENTRY_BYTES;
+    // At most 2^34 bytes in clusters of at least 2^15.
+    cluster.ceil(bytes) as u32
+}
+
+/// Where an entry is: index page and u32 slot inside it.
+pub const fn locate(cluster: Cluster) -> (u32, usize) {
+    let slot = cluster.0 as u64 + HEADER_SLOTS as u64;
+    (
+        (slot / PAGE_SLOTS as u64) as u32,
+        (slot % PAGE_SLOTS as u64) as usize,
+    )
+}
+
+/// The guest clusters whose entries are in index page `page`, as a half-open range that may reach
+/// past the last entry.
+pub const fn page_range(page: u32) -> (u64, u64) {
+    let first = page as u64 * PAGE_SLOTS as u64;
+    let end = first + PAGE_SLOTS as u64 - HEADER_SLOTS as u64;
+    (first.saturating_sub(HEADER_SLOTS as u64), end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromBytes;
+
+    fn header() -> Header {
+        Header::new(Version::V2, ClusterSize::DEFAULT, 2048 * 10).unwrap()
+    }
+
+    #[test]
+    fn round_trip() {
+        for version in [Version::V1, Version::V2] {
+            for log in ClusterSize::LOG_MIN..=ClusterSize::LOG_MAX {
+                let c = ClusterSize::from_log(log).unwrap();
+                for size in [1, u64::from(c.sectors()), u64::from(u32::MAX)] {
+                    let h = Header::new(version, c, size).unwrap();
+                    assert_eq!(Header::parse(&h.encode()), Ok(h));
+                    assert!(h.index_bytes() <= c.offset(h.first_data));
+                }
+            }
+        }
+    }
+
+    /// The bytes that `qemu-img create -f parallels x 1G` writes.
+    #[test]
+    fn qemu_header_parses() {
+        let mut b = [0u8; 64];
+        b[..16].copy_from_slice(&MAGIC_V2);
+        for (off, v) in [
+            (16, 2u32),
+            (20, 16),
+            (24, 4096),
+            (28, 2048),
+            (32, 1024),
+            (36, 2097152),
+            (48, 2048),
+        ] {
+            b[off..off + 4].copy_from_slice(&v.to_le_bytes());
+        }
+        let h = Header::parse(RawHeader::ref_from_bytes(&b[..]).unwrap()).unwrap();
+        assert_eq!(
+            (h.nr_entries, h.size_sectors, h.first_data),
+            (1024, 2097152, ImageCluster(1))
+        );
+        assert_eq!(h.mark, Mark::Closed);
+    }
+
+    #[test]
+    fn bad_fields_are_named() {
+        let good = header().encode();
+        let bad = |f: fn(&mut RawHeader)| {
+            let mut raw = good;
+            f(&mut raw);
+            Header::parse(&raw).unwrap_err()
+        };
+        assert_eq!(bad(|r| r.magic[0] = 0), Problem::Magic);
+        assert_eq!(
+            bad(|r| r.disk_type = 3.into()),
+            Problem::DiskType { disk_type: 3 }
+        );
+        assert_eq!(
+            bad(|r| r.cluster_sectors = 63.into()),
+            Problem::ClusterSize { sectors: 63 }
+        );
+        assert_eq!(bad(|r| r.size_sectors = 0.into()), Problem::SizeZero);
+        assert!(matches!(
+            bad(|r| r.size_sectors = u64::MAX.into()),
+            Problem::SizeLimit { .. }
+        ));
+        assert!(matches!(
+            bad(|r| r.nr_entries = 9.into()),
+            Problem::SizeOverBat { .. }
+        ));
+        assert!(matches!(
+            bad(|r| r.nr_entries = u32::MAX.into()),
+            Problem::SizeLimit { .. }
+        ));
+        assert!(matches!(
+            bad(|r| r.first_block = 0.into()),
+            Problem::FirstBlock { .. }
+        ));
+        assert!(matches!(
+            bad(|r| r.first_block = 2049.into()),
+            Problem::FirstBlock { .. }
+        ));
+        assert_eq!(
+            bad(|r| r.in_use = 7.into()),
+            Problem::InUseValue { value: 7 }
+        );
+        assert_eq!(bad(|r| r.flags = 2.into()), Problem::Flags { flags: 2 });
+    }
+
+    #[test]
+    fn entries_round_trip() {
+        let v1 = Header::new(Version::V1, ClusterSize::DEFAULT, 2048).unwrap();
+        let v2 = header();
+        for h in [v1, v2] {
+            for at in [1, 2, h.slots_max() - 1] {
+                let at = ImageCluster(at);
+                assert_eq!(h.decode_entry(h.encode_entry(at)), Ok(Some(at)));
+            }
+        }
+        assert_eq!(v1.decode_entry(2049), Err(2049));
+    }
+
+    #[test]
+    fn pages_partition_the_clusters() {
+        for c in [0, 1, 1007, 1008, 1009, 2031, 2032, u32::MAX - 16] {
+            let (page, slot) = locate(Cluster(c));
+            let (first, end) = page_range(page);
+            assert!((first..end).contains(&u64::from(c)));
+            let lead = if page == 0 { HEADER_SLOTS as u64 } else { 0 };
+            assert_eq!(slot as u64, u64::from(c) - first + lead);
+        }
+    }
+}

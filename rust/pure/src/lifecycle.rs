@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The states of a device and which control call is admitted in which.
+
+/// State of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// No delta.
+    Empty,
+    /// Has deltas; capacity 0.
+    Stopped {
+        /// How many.
+        nr_deltas: usize,
+    },
+    /// Serves requests.
+    Running {
+        /// How many.
+        nr_deltas: usize,
+    },
+}
+
+/// A control call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// ADD_DELTA.
+    AddDelta,
+    /// DEL_DELTA of a level.
+    DelDelta(u32),
+    /// START.
+    Start,
+    /// STOP.
+    Stop {
+        /// Openers of the disk and its partitions, the caller included.
+        openers: u32,
+    },
+    /// CLEAR.
+    Clear,
+    /// SYNC.
+    Sync,
+    /// Removal of the device itself.
+    Remove {
+        /// Openers of the disk and its partitions.
+        openers: u32,
+    },
+}
+
+/// Why a call is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// EBUSY.
+    Busy,
+    /// ENOENT.
+    NotFound,
+    /// EINVAL.
+    Invalid,
+}
+
+/// Whether `call` is admitted in `state`. The answers are OpenVZ's, in its order of checks.
+pub fn admit(state: State, call: Call) -> Result<(), Refusal> {
+    match (call, state) {
+        (Call::AddDelta, State::Empty | State::Stopped { .. }) => Ok(()),
+        (Call::AddDelta, State::Running { .. }) => Err(Refusal::Busy),
+        (Call::DelDelta(_), State::Empty) => Err(Refusal::NotFound),
+        (Call::DelDelta(0), State::Running { .. }) => Err(Refusal::Busy),
+        (Call::DelDelta(level), State::Stopped { nr_deltas } | State::Running { nr_deltas }) => {
+            let exists = usize::try_from(level).is_ok_and(|l| l < nr_deltas);
+            match (exists, state) {
+                (false, _) => Err(Refusal::NotFound),
+                (true, State::Running { .. }) => Err(Refusal::Busy),
+                (true, State::Empty | State::Stopped { .. }) => Ok(()),
+            }
+        }
+        (Call::Start, State::Stopped { .. }) => Ok(()),
+        (Call::Start, State::Empty) => Err(Refusal::NotFound),
+        (Call::Start, State::Running { .. }) => Err(Refusal::Busy),
+        (Call::Stop { openers }, State::Running { .. }) if openers <= 1 => Ok(()),
+        (Call::Stop { .. }, State::Running { .. }) => Err(Refusal::Busy),
+        (Call::Stop { .. }, State::Empty | State::Stopped { .. }) => Err(Refusal::Invalid),
+        (Call::Clear, State::Empty | State::Stopped { .. }) => Ok(()),
+        (Call::Clear, State::Running { .. }) => Err(Refusal::Busy),
+        (Call::Sync, State::Empty) => Err(Refusal::NotFound),
+        (Call::Sync, State::Stopped { .. } | State::Running { .. }) => Ok(()),
+        (Call::Remove { openers: 0 }, State::Empty) => Ok(()),
+        (Call::Remove { .. }, State::Empty | State::Stopped { .. } | State::Running { .. }) => {
+            Err(Refusal::Busy)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_states_are_refused() {
+        let (stopped, running) = (
+            State::Stopped { nr_deltas: 1 },
+            State::Running { nr_deltas: 1 },
+        );
+        for (state, call, want) in [
+            (State::Empty, Call::Start, Err(Refusal::NotFound)),
+            (State::Empty, Call::Clear, Ok(())),
+            (State::Empty, Call::DelDelta(0), Err(Refusal::NotFound)),
+            (State::Empty, Call::Sync, Err(Refusal::NotFound)),
+            (State::Empty, Call::Remove { openers: 0 }, Ok(())),
+            (
+                State::Empty,
+                Call::Remove { openers: 1 },
+                Err(Refusal::Busy),
+            ),
+            (stopped, Call::DelDelta(0), Ok(())),
+            (stopped, Call::DelDelta(1), Err(Refusal::NotFound)),
+            (stopped, Call::Stop { openers: 1 }, Err(Refusal::Invalid)),
+            (stopped, Call::Remove { openers: 0 }, Err(Refusal::Busy)),
+            (running, Call::AddDelta, Err(Refusal::Busy)),
+            (running, Call::Start, Err(Refusal::Busy)),
+            (running, Call::Stop { openers: 1 }, Ok(())),
+            (running, Call::Stop { openers: 2 }, Err(Refusal::Busy)),
+            (running, Call::Clear, Err(Refusal::Busy)),
+            (running, Call::DelDelta(0), Err(Refusal::Busy)),
+        ] {
+            assert_eq!(admit(state, call), want, "{state:?} {call:?}");
+        }
+    }
+}
