@@ -7,6 +7,7 @@
 
 use crate::mem::Vector;
 use crate::units::{ClusterSize, ImageCluster};
+use crate::Error;
 
 /// Answer of [`Alloc::take`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,15 +46,20 @@ pub struct Alloc {
 impl Alloc {
     /// For a file of `limit` clusters whose slots from `head` on were never used and read as
     /// zeros, in a format that can name `max` slots.
-    pub fn new(cluster: ClusterSize, head: u32, limit: u32, max: u32) -> Self {
-        Self {
+    ///
+    /// All memory is had here: the other calls are made under a spin lock.
+    pub fn new(cluster: ClusterSize, head: u32, limit: u32, max: u32) -> Result<Self, Error> {
+        let (mut returned, mut cleaned) = (Vector::new(), Vector::new());
+        returned.try_reserve(RETURNED_MAX)?;
+        cleaned.try_reserve(RETURNED_MAX)?;
+        Ok(Self {
             cluster,
             head,
             limit: limit.min(max),
             max,
-            returned: Vector::new(),
-            cleaned: Vector::new(),
-        }
+            returned,
+            cleaned,
+        })
     }
 
     /// Takes the next slot.
@@ -75,10 +81,7 @@ impl Alloc {
     /// Takes back a slot whose write failed. Forgets it when too many came back: it is then lost
     /// until the image is checked.
     pub fn give_back(&mut self, at: ImageCluster) {
-        if self.returned.len() < RETURNED_MAX {
-            // Out of memory is treated as too many.
-            let _ = self.returned.try_push(at);
-        }
+        Self::remember(&mut self.returned, at);
     }
 
     /// A slot to be made zero, durably, and then given to [`Self::cleaned`].
@@ -88,8 +91,15 @@ impl Alloc {
 
     /// `at` reads as zeros, durably.
     pub fn cleaned(&mut self, at: ImageCluster) {
-        // Out of memory loses the slot until the image is checked.
-        let _ = self.cleaned.try_push(at);
+        Self::remember(&mut self.cleaned, at);
+    }
+
+    /// Stays within the memory reserved at the start; a slot too many is forgotten.
+    fn remember(list: &mut Vector<ImageCluster>, at: ImageCluster) {
+        if list.len() < RETURNED_MAX {
+            // Cannot fail: room for RETURNED_MAX is reserved.
+            let _ = list.try_push(at);
+        }
     }
 
     /// The file should be grown before long.
@@ -144,7 +154,7 @@ mod tests {
 
     #[test]
     fn ascending_until_the_end_of_the_file() {
-        let mut a = Alloc::new(ClusterSize::DEFAULT, 2, 4, 100);
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 2, 4, 100).unwrap();
         assert_eq!(a.take(), Take::Slot(ImageCluster(2)));
         assert_eq!(a.take(), Take::Slot(ImageCluster(3)));
         assert_eq!(a.take(), Take::NeedSpace);
@@ -155,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_format_limits() {
-        let mut a = Alloc::new(ClusterSize::DEFAULT, 2, 3, 3);
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 2, 3, 3).unwrap();
         assert_eq!(a.take(), Take::Slot(ImageCluster(2)));
         assert_eq!(
             (a.take(), a.target(), a.is_low()),
@@ -174,7 +184,7 @@ mod tests {
         for log in ClusterSize::LOG_MIN..=ClusterSize::LOG_MAX {
             let c = ClusterSize::from_log(log).unwrap();
             for limit in [1, 1000, 1 << 22] {
-                let a = Alloc::new(c, 1, limit, u32::MAX);
+                let a = Alloc::new(c, 1, limit, u32::MAX).unwrap();
                 let step = c.bytes() * u64::from(a.target().unwrap() - limit);
                 assert!(step <= STEP_BYTES_MAX.max(c.bytes()) && step >= STEP_BYTES_MIN);
             }

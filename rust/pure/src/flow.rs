@@ -78,6 +78,14 @@ pub enum Durability {
     Fua,
 }
 
+/// What a guest FLUSH needs: always a commit (ordering rule 3).
+pub const fn flush() -> Action {
+    if cfg!(mutant = "skip_flush") {
+        return Action::Done;
+    }
+    Action::Commit
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     LookingUp,

@@ -11,17 +11,6 @@ pub const SECTOR_BYTES: u64 = 1 << SECTOR_SHIFT;
 /// Bytes of an index page: the unit in which the index is written.
 pub const INDEX_PAGE_BYTES: u64 = 4096;
 
-/// A count or position in 512-byte sectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Sectors(pub u64);
-
-impl Sectors {
-    /// The same in bytes; `None` if that does not fit.
-    pub const fn to_bytes(self) -> Option<u64> {
-        self.0.checked_mul(SECTOR_BYTES)
-    }
-}
-
 /// Number of a cluster of the disk, as the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cluster(pub u32);
