@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# Common to all host scripts: where things are, how to speak, how to cache.
+# Sourced; never run. Owns the variables top, out, cache.
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+out=$top/.build
+cache=${PLOOP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ploop}
+logs=$out/logs
+
+# --- speaking ---------------------------------------------------------------
+
+# say AREA TEXT: one line for the person who waits.
+say() { printf '[%s] %s\n' "$1" "${*:2}" >&2; }
+
+# die AREA TEXT: the same, and the end.
+die() { say "$@"; exit 1; }
+
+# quietly AREA LOG CMD...: run CMD with its output in LOG; on failure show the
+# end of the log and its path.
+quietly() {
+    local area=$1 log=$2 status=0
+    shift 2
+    mkdir -p "$(dirname "$log")"
+    "$@" >"$log" 2>&1 </dev/null || status=$?
+    if ((status != 0)); then
+        tail -n 25 "$log" | sed 's/^/    /' >&2
+        say "$area" "failed (status $status): $1; the whole log is $log"
+    fi
+    return "$status"
+}
+
+# --- privilege --------------------------------------------------------------
+
+as_root() {
+    if (($(id -u) == 0)); then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo -- "$@"
+    else
+        die host "needs root for '$1': run as root or install sudo"
+    fi
+}
+
+# --- caching ----------------------------------------------------------------
+
+# key_of FILE|TEXT...: a short name for "made from exactly these".
+key_of() {
+    local part
+    for part in "$@"; do
+        if [[ -f $part ]]; then cat -- "$part"; else printf '%s\n' "$part"; fi
+    done | sha256sum | cut -c1-12
+}
+
+# cached NAME KEY CMD...: the directory $cache/NAME-KEY, made by `CMD... DIR`
+# if missing. CMD fills a temporary directory that is renamed when complete, so
+# a half-made one is never trusted; a lock keeps two makes apart. Directories of
+# the same NAME with another key are out of date and removed. Sets `item`.
+cached() {
+    local name=$1 key=$2 lock old
+    shift 2
+    item=$cache/$name-$key
+    [[ ! -d $item ]] || return 0
+    mkdir -p "$cache"
+    exec {lock}>"$cache/$name.lock"
+    flock "$lock"
+    if [[ ! -d $item ]]; then
+        as_root rm -rf "$cache/$name.new"
+        mkdir "$cache/$name.new"
+        "$@" "$cache/$name.new"
+        mv -T "$cache/$name.new" "$item"
+        for old in "$cache/$name"-????????????; do
+            [[ $old == "$item" || ! -d $old ]] || as_root rm -rf "$old"
+        done
+    fi
+    exec {lock}>&-
+}
+
+# --- the build root ---------------------------------------------------------
+
+in_root() { "$top/qemu/in-root" "$@"; }
+
+# enter_root "$0" "$@": run the calling script again inside the build root,
+# unless it is there already.
+enter_root() {
+    [[ -n ${PLOOP_INSIDE-} ]] || exec "$top/qemu/in-root" "$@"
+}

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# A guest: boot it, talk to it, end it. Sourced inside the build root, after
+# lib.sh. One guest per shell; its files live in the directory given at boot:
+#   console.log   the kernel's console    output.log   what its programs print
+#   port.in/.out  the control port, one line per message
+#   results.raw   a disk on which a failed test leaves its images (a tar)
+# shellcheck disable=SC2154 # out, cache: lib.sh
+
+machine_pid=''
+
+# kernel and root image and accelerator, once per run.
+machine_prepare() {
+    kernel=$1
+    root_image=$2
+    read -ra accel < <("$top/qemu/accel" "$kernel" "$root_image")
+}
+
+# Everything slow is three times slower for the reader's patience, not for KVM.
+# machine_options DIR PAYLOAD: fills `options`.
+machine_options() {
+    local dir=$1 payload=$2 disk
+    options=(
+        -M q35 "${accel[@]}" -smp "${SMP:-2}" -m "${MEM:-2048}"
+        -nodefaults -no-user-config -no-reboot -display none
+        -kernel "$kernel/vmlinuz"
+        # Only the root is on NVMe: several are probed in any order.
+        -drive "file=$root_image,format=raw,if=none,id=root,snapshot=on"
+        -device nvme,drive=root,serial=root
+        -drive "file=$payload,format=raw,if=none,id=payload,readonly=on"
+        -device virtio-blk-pci,drive=payload,serial=payload
+    )
+    for disk in scratch0 scratch1 scratch2 results; do
+        rm -f "$dir/$disk.raw"
+        truncate -s "${SCRATCH_SIZE:-4G}" "$dir/$disk.raw"
+        options+=(
+            -drive "file=$dir/$disk.raw,format=raw,if=none,id=$disk,cache=unsafe,discard=unmap"
+            -device "virtio-blk-pci,drive=$disk,serial=$disk"
+        )
+    done
+}
+
+kernel_command_line=(
+    console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog
+    cryptomgr.notests log_buf_len=8M kfence.sample_interval=100
+    sysctl.kernel.hung_task_timeout_secs=90 sysctl.kernel.sysrq=1
+    root=/dev/nvme0n1 rw init=/usr/sbin/ploop-first
+)
+
+# machine_boot DIR PAYLOAD: start a guest and wait for its "ready". Sets
+# machine_pid and the descriptors machine_to, machine_from.
+machine_boot() {
+    local dir=$1 payload=$2 options=() line
+    mkdir -p "$dir"
+    machine_options "$dir" "$payload"
+    rm -f "$dir/port.in" "$dir/port.out"
+    mkfifo "$dir/port.in" "$dir/port.out"
+    exec {machine_to}<>"$dir/port.in" {machine_from}<>"$dir/port.out"
+    : >"$dir/console.log"
+    : >"$dir/output.log"
+    qemu-system-x86_64 "${options[@]}" \
+        -serial "file:$dir/console.log" -serial "file:$dir/output.log" \
+        -device virtio-serial-pci -chardev "pipe,id=port,path=$dir/port" \
+        -device virtserialport,chardev=port,name=ploop \
+        -append "${kernel_command_line[*]}" >"$dir/qemu.log" 2>&1 </dev/null &
+    machine_pid=$!
+    machine_hear line 120 && [[ $line == ready ]]
+}
+
+machine_runs() { [[ -n $machine_pid ]] && kill -0 "$machine_pid" 2>/dev/null; }
+
+machine_say() { printf '%s\n' "$*" >&"$machine_to"; }
+
+# machine_hear VARIABLE SECONDS: the guest's next line. Status 1: it died;
+# status 2: it said nothing in time.
+machine_hear() {
+    local -n heard=$1
+    local end=$((SECONDS + $2))
+    heard=''
+    while ((SECONDS < end)); do
+        # shellcheck disable=SC2034 # read through the name reference
+        if read -r -t 2 -u "$machine_from" heard; then return 0; fi
+        machine_runs || { read -r -t 0.1 -u "$machine_from" heard && return 0; return 1; }
+    done
+    return 2
+}
+
+# End the guest: politely when it listens, else by its process id.
+machine_stop() {
+    if machine_runs; then
+        [[ ${1-} != now ]] && machine_say stop
+        local end=$((SECONDS + 10))
+        while [[ ${1-} != now ]] && machine_runs && ((SECONDS < end)); do sleep 0.2; done
+        machine_runs && kill -KILL "$machine_pid"
+    fi
+    [[ -z $machine_pid ]] || wait "$machine_pid" 2>/dev/null || true
+    machine_pid=''
+    if [[ -n ${machine_to-} ]]; then exec {machine_to}>&- {machine_from}>&-; machine_to=''; fi
+}

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# What guest tests share. A test is a bash script tests/guest/NAME.sh:
+#
+#   #!/usr/bin/env bash
+#   # SPDX-License-Identifier: GPL-2.0
+#   # One or more lines: the story, what must hold and why.
+#   # timeout: SECONDS            (default 120; sized for an emulated machine)
+#   # allow-log: REGEX            (kernel lines this test is known to cause)
+#   # module: ARGUMENTS           (parameters for insmod; `none`: the test loads it)
+#   # mutant: NAME                (needs ploop-mutant-NAME.ko, in $BIN)
+#   . "$(dirname "$0")/lib.sh"
+#
+# It runs alone on a freshly loaded module, in the empty directory $TEST_DIR, and
+# passes only if it exits 0, the kernel log stays clean, nothing is left attached
+# and the module unloads. On failure $TEST_DIR and $SCRATCH are kept, so images
+# belong there. tests/guest/run is the other half.
+
+set -euo pipefail
+
+BIN=/payload/bin                # ploopctl and plooptest are also in PATH
+SCRATCH=/mnt/scratch            # where scratch_fs mounts
+: "${TEST_DIR:=/tmp}" "${TEST_REASON:=/dev/null}"
+
+trap 'status=$?; [[ $BASHPID != "$$" ]] || echo "${BASH_SOURCE[0]##*/}:$LINENO: status $status from: $BASH_COMMAND" | tee "$TEST_REASON" >&2' ERR
+
+# --- ending -------------------------------------------------------------------
+
+# die REASON: this test failed.
+die() {
+    echo "$*" >"$TEST_REASON"
+    echo "FAILED: $* (line ${BASH_LINENO[0]})" >&2
+    # Also from within $(...): end the script, not the subshell alone.
+    [[ $BASHPID == "$$" ]] || kill -TERM "$$"
+    exit 1
+}
+
+# skip REASON: this test cannot be run here.
+skip() {
+    echo "$*" >"$TEST_REASON"
+    echo "SKIPPED: $*" >&2
+    exit 77
+}
+
+# pass: done; optional, reaching the end is enough.
+pass() { exit 0; }
+
+# note TEXT: a line in the test's output, with the time.
+note() { printf '%8.2f  %s\n' "$(cut -d' ' -f1 /proc/uptime)" "$*" >&2; }
+
+# need COMMAND...: skip when one is missing.
+need() {
+    local command
+    for command in "$@"; do
+        command -v "$command" >/dev/null || skip "no $command in the guest"
+    done
+}
+
+# --- expecting ----------------------------------------------------------------
+
+# expect_fail CMD...: CMD must fail with a status of its own (not a signal).
+expect_fail() {
+    local status=0
+    "$@" || status=$?
+    ((status != 0)) || die "succeeded, but must not: $*"
+    ((status < 128)) || die "ended by signal $((status - 128)): $*"
+}
+
+# expect_same A B [WHAT]: two strings are equal.
+expect_same() {
+    [[ $1 == "$2" ]] || die "${3:-values} differ: '$1' and '$2'"
+}
+
+# expect_same_bytes A B: two files, devices or whatever cmp reads.
+expect_same_bytes() {
+    cmp -- "$1" "$2" >&2 || die "$1 and $2 differ"
+}
+
+# expect_log REGEX: the kernel said so since the test began.
+expect_log() {
+    test_log | grep -E -- "$1" >/dev/null || die "the kernel log lacks '$1'"
+}
+
+# The kernel log since the test began.
+test_log() { dmesg | awk -v mark="ploop-test: begin $TEST_NAME" 'index($0, mark) { text = ""; next } { text = text $0 "\n" } END { printf "%s", text }'; }
+
+# retry SECONDS CMD...: until it succeeds; status 1 when it never does.
+retry() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        ((SECONDS < end)) || { echo "still failing: $*" >&2; return 1; }
+        sleep 0.2
+    done
+}
+
+# --- disks and file systems ---------------------------------------------------
+
+# scratch_disk [N]: the path of scratch disk N (0, 1 or 2), 4 GiB, contents
+# unknown.
+scratch_disk() {
+    local dir
+    for dir in /sys/block/vd*; do
+        if [[ $(<"$dir/serial") == "scratch${1:-0}" ]]; then
+            echo "/dev/${dir##*/}"
+            return
+        fi
+    done
+    die "no scratch disk ${1:-0}"
+}
+
+# scratch_fs ext4|xfs|btrfs|tmpfs [N] [MOUNT_OPTIONS]: an empty file system of
+# that kind on scratch disk N, mounted at $SCRATCH (N > 0: at $SCRATCH-N).
+scratch_fs() {
+    local kind=$1 nr=${2:-0} options=${3:-} disk where=$SCRATCH
+    ((nr == 0)) || where=$SCRATCH-$nr
+    mkdir -p "$where"
+    if [[ $kind == tmpfs ]]; then
+        mount -t tmpfs -o "size=1G${options:+,$options}" tmpfs "$where"
+        return
+    fi
+    disk=$(scratch_disk "$nr")
+    blkdiscard -f "$disk"
+    case $kind in
+        ext4) mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard "$disk" ;;
+        xfs) mkfs.xfs -q -f -K "$disk" ;;
+        btrfs) mkfs.btrfs -q -f -K "$disk" >/dev/null ;;
+        *) die "scratch_fs: unknown file system '$kind'" ;;
+    esac
+    mount -t "$kind" ${options:+-o "$options"} "$disk" "$where"
+}
+
+# ram_disk MIB: a new RAM disk; prints its path. The runner removes it.
+ram_disk() {
+    modprobe brd rd_nr=1 rd_size=$(($1 * 1024))
+    echo /dev/ram0
+}
+
+# drop_caches: forget clean pages, so that reads reach the device.
+drop_caches() {
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
+}
+
+# --- ploop --------------------------------------------------------------------
+
+# attach ARGUMENTS...: ploopctl attach; prints the device's path.
+attach() {
+    local device
+    device=$(ploopctl attach "$@") || die "ploopctl attach $* failed"
+    device=$(grep -oE '/dev/ploop[0-9]+' <<<"$device" | head -n 1)
+    [[ -b $device ]] || die "ploopctl attach $* named no block device"
+    echo "$device"
+}
+
+# detach DEVICE...: udev may have it open for a moment, so be patient.
+detach() {
+    local device
+    udevadm settle -t 10 || true
+    for device in "$@"; do
+        retry 20 ploopctl detach "$device" || die "cannot detach $device"
+    done
+}
