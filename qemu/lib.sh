@@ -6,6 +6,7 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 out=$top/.build
 cache=${PLOOP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ploop}
+# shellcheck disable=SC2034 # for those who source this
 logs=$out/logs
 
 # --- speaking ---------------------------------------------------------------

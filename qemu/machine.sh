@@ -16,10 +16,10 @@ machine_prepare() {
     read -ra accel < <("$top/qemu/accel" "$kernel" "$root_image")
 }
 
-# Everything slow is three times slower for the reader's patience, not for KVM.
 # machine_options DIR PAYLOAD: fills `options`.
 machine_options() {
     local dir=$1 payload=$2 disk
+    # shellcheck disable=SC2054 # commas are QEMU's
     options=(
         -M q35 "${accel[@]}" -smp "${SMP:-2}" -m "${MEM:-2048}"
         -nodefaults -no-user-config -no-reboot -display none
@@ -48,7 +48,8 @@ kernel_command_line=(
 )
 
 # machine_boot DIR PAYLOAD: start a guest and wait for its "ready". Sets
-# machine_pid and the descriptors machine_to, machine_from.
+# machine_pid and the descriptors machine_to, machine_from. Status 1: it does
+# not come up.
 machine_boot() {
     local dir=$1 payload=$2 options=() line
     mkdir -p "$dir"
@@ -71,16 +72,29 @@ machine_runs() { [[ -n $machine_pid ]] && kill -0 "$machine_pid" 2>/dev/null; }
 
 machine_say() { printf '%s\n' "$*" >&"$machine_to"; }
 
+# machine_shell DIR PAYLOAD: a guest with a shell on this terminal; Ctrl-A X ends it.
+machine_shell() {
+    local dir=$1 payload=$2 options=()
+    mkdir -p "$dir"
+    machine_options "$dir" "$payload"
+    qemu-system-x86_64 "${options[@]}" -serial mon:stdio \
+        -append "${kernel_command_line[*]} ploop.shell TERM=${TERM:-linux}"
+}
+
 # machine_hear VARIABLE SECONDS: the guest's next line. Status 1: it died;
 # status 2: it said nothing in time.
 machine_hear() {
+    # shellcheck disable=SC2034 # read through the name reference
     local -n heard=$1
     local end=$((SECONDS + $2))
     heard=''
     while ((SECONDS < end)); do
-        # shellcheck disable=SC2034 # read through the name reference
         if read -r -t 2 -u "$machine_from" heard; then return 0; fi
-        machine_runs || { read -r -t 0.1 -u "$machine_from" heard && return 0; return 1; }
+        if ! machine_runs; then
+            # Its last words may have come in between.
+            read -r -t 0.1 -u "$machine_from" heard || return 1
+            return 0
+        fi
     done
     return 2
 }

@@ -18,6 +18,7 @@
 
 set -euo pipefail
 
+# shellcheck disable=SC2034 # for the tests
 BIN=/payload/bin                # ploopctl and plooptest are also in PATH
 SCRATCH=/mnt/scratch            # where scratch_fs mounts
 : "${TEST_DIR:=/tmp}" "${TEST_REASON:=/dev/null}"
@@ -120,7 +121,7 @@ scratch_fs() {
         return
     fi
     disk=$(scratch_disk "$nr")
-    blkdiscard -f "$disk"
+    blkdiscard -f "$disk" 2>/dev/null
     case $kind in
         ext4) mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard "$disk" ;;
         xfs) mkfs.xfs -q -f -K "$disk" ;;

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0
+# The only entry point, and no logic: every target calls a script in qemu/.
+
+.DEFAULT_GOAL := all
+.PHONY: all module tool check test demo shell install clean distclean help
+
+all: ## the module and the tool, into .build/ (KDIR=DIR: for that kernel tree, with this machine's own tools)
+	@qemu/build module tool
+
+module: ## the module alone
+	@qemu/build module
+
+tool: ## the tool alone
+	@qemu/build tool
+
+check: ## formatting, lints, rules of the tree, host tests
+	@qemu/check
+
+test: ## check, then the guest tests (TESTS="NAME GLOB...": only those guest tests)
+	@qemu/test
+
+demo: ## boot a guest and show what the driver is for
+	@qemu/demo
+
+shell: ## an interactive guest with the module loaded
+	@qemu/shell
+
+install: ## module and tool into this system (DESTDIR=, PREFIX=, KVER=)
+	@qemu/install
+
+clean: ## remove .build/
+	@qemu/clean
+
+distclean: ## remove .build/ and the caches
+	@qemu/clean all
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\): ## /\1\t/p' Makefile | expand -t 12
+	@echo "KERNEL=ABI builds and tests against another Debian backports kernel, KERNEL=newest looks for a newer one."
