@@ -108,6 +108,11 @@ pub enum Problem {
         /// The image cluster.
         at: u32,
     },
+    /// The format extension is not valid. Only the tool looks there; the kernel drops it anyway.
+    Extension {
+        /// Its place in sectors.
+        sector: u64,
+    },
 }
 
 /// What mending a problem costs.
@@ -125,7 +130,10 @@ impl Problem {
     /// What mending it costs.
     pub fn cure(self) -> Cure {
         match self {
-            Self::InUse | Self::TornTail { .. } | Self::EntryTorn { .. } => Cure::Lossless,
+            Self::InUse
+            | Self::TornTail { .. }
+            | Self::EntryTorn { .. }
+            | Self::Extension { .. } => Cure::Lossless,
             Self::EntryMisaligned { .. }
             | Self::EntryInHeader { .. }
             | Self::EntryPastEnd { .. }
@@ -199,6 +207,10 @@ impl fmt::Display for Problem {
             Self::EntryDuplicate { cluster, at } => write!(
                 f,
                 "BAT[{cluster}] is image cluster {at}, which another entry names too"
+            ),
+            Self::Extension { sector } => write!(
+                f,
+                "m_FormatExtensionOffset is sector {sector}, where there is no valid extension"
             ),
         }
     }
@@ -356,7 +368,9 @@ mod tests {
     use crate::units::ClusterSize;
     use std::vec::Vec;
 
-    fn scan(entries: &[u32], len: u64) -> (Vec<(u32, Result<ImageCluster, Problem>)>, Usage) {
+    type Entries = Vec<(u32, Result<ImageCluster, Problem>)>;
+
+    fn scan(entries: &[u32], len: u64) -> (Entries, Usage) {
         let header = Header::new(Version::V2, ClusterSize::DEFAULT, 2048 * 100).unwrap();
         let length = Length::judge(&header, len).unwrap();
         let mut scan = BatScan::new(header, length).unwrap();

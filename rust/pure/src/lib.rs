@@ -24,6 +24,7 @@ pub mod layout;
 pub mod lifecycle;
 pub mod map;
 pub mod mem;
+pub mod repair;
 pub mod units;
 
 pub use error::Error;
