@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The command line of `plooptest`: `plooptest COMMAND [--OPTION [VALUE]] [OPERAND]...`.
+//!
+//! Status 0: done. 1: what was to be shown does not hold. 2: could not be tried.
+
+use crate::rng::Rng;
+use crate::sim;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+plooptest COMMAND...
+  simulate [--seeds N] [--seed S]        power cuts over the model disk
+";
+
+/// Why a command ended without success.
+#[derive(Debug)]
+pub enum Failure {
+    /// What was to be shown does not hold.
+    Broken(String),
+    /// It could not be tried.
+    Trouble(String),
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        Self::Trouble(e.to_string())
+    }
+}
+
+/// How a command ends.
+pub type Outcome = Result<(), Failure>;
+
+/// The words after the command.
+pub struct Words {
+    words: Vec<String>,
+}
+
+impl Words {
+    fn trouble<T>(what: String) -> Result<T, Failure> {
+        Err(Failure::Trouble(format!("{what}; try `plooptest help`")))
+    }
+
+    /// Takes the flag `name` away; whether it was there.
+    pub fn flag(&mut self, name: &str) -> bool {
+        let at = self.words.iter().position(|w| w == name);
+        at.map(|at| self.words.remove(at)).is_some()
+    }
+
+    /// Takes the option `name` and its value away.
+    pub fn text(&mut self, name: &str) -> Result<Option<String>, Failure> {
+        let Some(at) = self.words.iter().position(|w| w == name) else {
+            return Ok(None);
+        };
+        self.words.remove(at);
+        if at >= self.words.len() {
+            return Self::trouble(format!("{name} needs a value"));
+        }
+        Ok(Some(self.words.remove(at)))
+    }
+
+    /// The same for a number.
+    pub fn number(&mut self, name: &str, default: u64) -> Result<u64, Failure> {
+        match self.text(name)? {
+            None => Ok(default),
+            Some(text) => parse(&text),
+        }
+    }
+
+    /// The same for an option that must be there.
+    pub fn needed(&mut self, name: &str) -> Result<String, Failure> {
+        match self.text(name)? {
+            Some(text) => Ok(text),
+            None => Self::trouble(format!("{name} is needed")),
+        }
+    }
+
+    /// The operands, of which there must be `N`.
+    pub fn operands<const N: usize>(self) -> Result<[String; N], Failure> {
+        match <[String; N]>::try_from(self.words) {
+            Ok(operands) => Ok(operands),
+            Err(words) => Self::trouble(format!("{N} operands expected, not {words:?}")),
+        }
+    }
+}
+
+/// A number, decimal or after 0x hexadecimal.
+pub fn parse(text: &str) -> Result<u64, Failure> {
+    let number = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| Failure::Trouble(format!("'{text}' is not a number")))
+}
+
+/// Runs the command named by the first word.
+pub fn main(mut words: Vec<String>) -> ExitCode {
+    let command = if words.is_empty() {
+        "help".into()
+    } else {
+        words.remove(0)
+    };
+    match run(&command, Words { words }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Broken(what)) => {
+            println!("BROKEN: {what}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Trouble(what)) => {
+            eprintln!("plooptest {command}: {what}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: &str, words: Words) -> Outcome {
+    match command {
+        "simulate" => simulate(words),
+        "help" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => Words::trouble(format!("'{command}' is not a command")),
+    }
+}
+
+fn simulate(mut words: Words) -> Outcome {
+    let seed = match words.text("--seed")? {
+        Some(text) => parse(&text)?,
+        None => Rng::new(1).bits() % 1000,
+    };
+    let seeds = words.number("--seeds", 100)?;
+    let [] = words.operands()?;
+    let mut states = 0;
+    for seed in seed..seed + seeds {
+        let tried = sim::run(&sim::Config::usual(), seed).map_err(Failure::Broken)?;
+        states += tried.states;
+    }
+    println!("{states} states after power cuts are sound");
+    Ok(())
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The simulator must fail when a machine of `ploop_pure` breaks an ordering rule: each test
+//! builds it with `--cfg mutant="…"` and expects a broken promise.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Builds `plooptest` with the mutant, in a directory of its own, and simulates.
+fn simulate(mutant: &str) -> std::process::Output {
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("mutants");
+    let version = Command::new(env!("CARGO")).arg("-vV").output();
+    let version = String::from_utf8(version.expect("cargo").stdout).expect("text");
+    let host = version.lines().find_map(|l| l.strip_prefix("host: "));
+    // With --target the flag does not reach build scripts and macros, which are then built once.
+    Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--offline", "--locked"])
+        .args(["--bin", "plooptest", "--target", host.expect("a host")])
+        .args(["--", "simulate", "--seeds", "60"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("CARGO_TARGET_DIR", target)
+        .env("RUSTFLAGS", format!("--cfg mutant=\"{mutant}\""))
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .output()
+        .expect("cargo runs")
+}
+
+#[track_caller]
+fn is_noticed(mutant: &str) {
+    let output = simulate(mutant);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && said.contains("BROKEN: seed"),
+        "{mutant} was not noticed: {}\n{said}\n{errors}",
+        output.status
+    );
+    println!("{mutant}: {said}");
+}
+
+#[test]
+fn index_before_data_is_noticed() {
+    is_noticed("index_before_data");
+}
+
+#[test]
+fn publish_before_data_is_noticed() {
+    is_noticed("publish_before_data");
+}
+
+#[test]
+fn ignore_fua_is_noticed() {
+    is_noticed("ignore_fua");
+}
+
+#[test]
+fn skip_flush_is_noticed() {
+    is_noticed("skip_flush");
+}
+
+/// The same command without a mutant finds nothing.
+#[test]
+fn the_real_machines_pass() {
+    let output = simulate("none");
+    assert!(output.status.success(), "{output:?}");
+}
