@@ -8,6 +8,8 @@ out=$top/.build
 cache=${PLOOP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ploop}
 # shellcheck disable=SC2034 # for those who source this
 logs=$out/logs
+# Of the make that called; not meant for the makes we call.
+unset MAKEFLAGS MFLAGS MAKELEVEL
 
 # --- speaking ---------------------------------------------------------------
 
@@ -41,6 +43,15 @@ as_root() {
     else
         die host "needs root for '$1': run as root or install sudo"
     fi
+}
+
+# one_at_a_time NAME: wait until no other shell holds NAME in this tree, and hold
+# it until this shell ends.
+one_at_a_time() {
+    mkdir -p "$out"
+    local fd
+    exec {fd}>"$out/$1.lock"
+    flock -n "$fd" || { say "$1" "waiting for another one in this tree"; flock "$fd"; }
 }
 
 # --- caching ----------------------------------------------------------------

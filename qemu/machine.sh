@@ -104,8 +104,8 @@ machine_hear() {
         if ! machine_runs; then
             # Its last words may have come in between.
             # shellcheck disable=SC2034
-            read -r -t 0.1 -u "$machine_from" heard
-            return
+            read -r -t 0.1 -u "$machine_from" heard && return 0
+            return 1
         fi
     done
     return 2
