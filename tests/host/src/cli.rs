@@ -4,12 +4,27 @@
 //! Status 0: done. 1: what was to be shown does not hold. 2: could not be tried.
 
 use crate::rng::Rng;
-use crate::sim;
+use crate::{device, fuzz, ioctls, mutate, replay, seq, sim};
 use std::process::ExitCode;
 
 const HELP: &str = "\
 plooptest COMMAND...
   simulate [--seeds N] [--seed S]        power cuts over the model disk
+  seqwrite DEV --ack FILE [--fua] [--seconds N] [--count C] [--blocks K]
+                                         write numbered blocks, each durable
+  acked FILE                             the number acknowledged last
+  seqverify DEV --acked N [--blocks K]   every acknowledged block is there
+  replay --log DEV --target DEV --to MARK|ENTRY [--state FILE]
+                                         what dm-log-writes logged up to there
+  list-marks --log DEV                   its marks
+  attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] IMAGE
+  detach-raw DEV                         the same as the tool, without its checks
+  ioctl-table IMAGE                      the errors of every ioctl
+  ioctl-fuzz [--seed S] [--count N] IMAGE
+                                         random ioctls
+  mutate --seed S IN OUT                 a damaged copy of an image
+  corpus [--seed S] [--count N] IMAGE SCRATCH
+                                         attach that many damaged copies
 ";
 
 /// Why a command ended without success.
@@ -115,6 +130,17 @@ pub fn main(mut words: Vec<String>) -> ExitCode {
 fn run(command: &str, words: Words) -> Outcome {
     match command {
         "simulate" => simulate(words),
+        "seqwrite" => seq::write(words),
+        "acked" => seq::acked(words),
+        "seqverify" => seq::verify(words),
+        "replay" => replay::replay(words),
+        "list-marks" => replay::list_marks(words),
+        "attach-raw" => device::attach_raw(words),
+        "detach-raw" => device::detach_raw(words),
+        "ioctl-table" => ioctls::table(words),
+        "ioctl-fuzz" => fuzz::fuzz(words),
+        "mutate" => mutate::mutate(words),
+        "corpus" => mutate::corpus(words),
         "help" => {
             print!("{HELP}");
             Ok(())

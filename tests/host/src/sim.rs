@@ -5,13 +5,15 @@
 //!
 //! Now and then the image found is attached again and used on.
 
+pub mod blocks;
 pub mod disk;
 pub mod engine;
 pub mod guest;
 
 use crate::rng::Rng;
+use blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
 use disk::{Disk, Image, Stamp};
-use engine::{header_words, Blocks, Engine, PAGE_SECTORS, WORDS};
+use engine::Engine;
 use guest::Guest;
 use ploop_pure::check::{BatScan, Length, Problem};
 use ploop_pure::layout::ploop1::{Header, Mark, RawHeader, Version, HEADER_BYTES, HEADER_SLOTS};
@@ -98,9 +100,10 @@ impl Config {
         Self::cluster_size() as usize
     }
 
-    /// The guest cluster that is number `i` of the workload.
+    /// The guest cluster that is number `i` of the workload, spread over the pages.
     pub fn cluster(&self, i: usize) -> Cluster {
-        engine::spread(i, self.nr_clusters, self.nr_entries)
+        let step = self.nr_entries / self.nr_clusters as u32;
+        Cluster(i as u32 * step + (i as u32 * 7) % step.max(1))
     }
 }
 

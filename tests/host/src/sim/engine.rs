@@ -3,6 +3,7 @@
 //! time. It decides nothing that they decide; what it adds (who waits for what, how the file
 //! grows, when a returned slot is clean) is written as `docs/architecture.md` has it.
 
+use super::blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
 use super::disk::{Covered, Disk, OpId, Stamp};
 use super::guest::{Guest, Promise, Range};
 use super::{Config, Fault, Found};
@@ -13,48 +14,9 @@ use ploop_pure::flow::{self, Durability, Write};
 use ploop_pure::index::DirtyPages;
 use ploop_pure::layout::ploop1::{locate, page_range, Header, HEADER_SLOTS, PAGE_SLOTS};
 use ploop_pure::map::{Place, Word};
-use ploop_pure::units::{Cluster, ImageCluster, Level};
-use zerocopy::IntoBytes;
-
-/// 32-bit words of a sector.
-pub const WORDS: usize = 128;
-/// Sectors of an index page.
-pub const PAGE_SECTORS: usize = PAGE_SLOTS as usize / WORDS;
+use ploop_pure::units::{ImageCluster, Level};
 
 const TOP: Level = Level(0);
-
-/// Contents of index sectors; their stamp is the position plus one.
-#[derive(Debug, Clone, Default)]
-pub struct Blocks(Vec<[u32; WORDS]>);
-
-impl Blocks {
-    /// A stamp for `block`.
-    pub fn stamp(&mut self, block: [u32; WORDS]) -> Stamp {
-        if block == [0; WORDS] {
-            return 0;
-        }
-        self.0.push(block);
-        self.0.len() as Stamp
-    }
-
-    /// What the stamp stands for.
-    pub fn get(&self, stamp: Stamp) -> [u32; WORDS] {
-        match stamp.checked_sub(1) {
-            Some(at) => self.0[at as usize],
-            None => [0; WORDS],
-        }
-    }
-}
-
-/// The 16 words of a header.
-pub fn header_words(header: &Header) -> [u32; HEADER_SLOTS as usize] {
-    let raw = header.encode();
-    let mut words = [0; HEADER_SLOTS as usize];
-    for (word, bytes) in words.iter_mut().zip(raw.as_bytes().chunks_exact(4)) {
-        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    words
-}
 
 #[derive(Debug)]
 enum Job {
@@ -599,10 +561,4 @@ impl<'a> Engine<'a> {
     pub fn is_empty(&self) -> bool {
         self.map.iter().all(|w| w.place() == Place::Hole)
     }
-}
-
-/// The number of the cluster that stands for `i`, spread over the pages.
-pub fn spread(i: usize, nr_clusters: usize, nr_entries: u32) -> Cluster {
-    let step = nr_entries / nr_clusters as u32;
-    Cluster(i as u32 * step + (i as u32 * 7) % step.max(1))
 }

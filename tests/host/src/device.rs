@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Talks to the module directly, past the tool: devices added, attached and detached by ioctl.
+
+use crate::cli::{parse, Failure, Outcome, Words};
+use crate::dev::{Arg, Guarded};
+use ploop_pure::abi;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use zerocopy::IntoBytes;
+
+/// Opens the control device.
+pub fn control() -> io::Result<File> {
+    let path = format!("/dev/{}", abi::CONTROL_NAME);
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// A device added for a test; removed when dropped, if it lets itself.
+pub struct Device {
+    /// N of ploopN.
+    pub index: i32,
+    /// The control device.
+    pub control: File,
+    /// The disk, open for reading.
+    pub disk: Option<File>,
+    /// Where arguments are put.
+    pub memory: Guarded,
+}
+
+impl Device {
+    /// Adds a device.
+    pub fn add() -> io::Result<Self> {
+        let (control, mut memory) = (control()?, Guarded::new()?);
+        let arg = abi::DeviceArg::new(-1);
+        let (_, out) = memory.ioctl(&control, abi::CTL_ADD, Arg::Bytes(arg.as_bytes()))?;
+        let index = i32::from_ne_bytes(std::array::from_fn(|i| out[8 + i]));
+        let mut device = Self {
+            index,
+            control,
+            disk: None,
+            memory,
+        };
+        device.disk = Some(File::open(device.path())?);
+        Ok(device)
+    }
+
+    /// The device that exists as `path`.
+    pub fn open(path: &str) -> Result<Self, Failure> {
+        let index = path.strip_prefix("/dev/ploop").map(parse);
+        let Some(Ok(index)) = index else {
+            return Err(Failure::Trouble(format!("{path} is not /dev/ploopN")));
+        };
+        Ok(Self {
+            index: index as i32,
+            control: control()?,
+            disk: Some(File::open(path)?),
+            memory: Guarded::new()?,
+        })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> String {
+        format!("/dev/ploop{}", self.index)
+    }
+
+    /// Calls an ioctl of the disk.
+    pub fn call(&mut self, request: u32, arg: Arg<'_>) -> io::Result<i32> {
+        let disk = self.disk.as_ref().ok_or(io::Error::other("closed"))?;
+        Ok(self.memory.ioctl(disk, request, arg)?.0)
+    }
+
+    /// ADD_DELTA and START.
+    pub fn attach(&mut self, delta: &abi::AddDelta) -> io::Result<()> {
+        self.call(abi::ADD_DELTA, Arg::Bytes(delta.as_bytes()))?;
+        if let Err(e) = self.call(abi::START, Arg::Null) {
+            self.call(abi::CLEAR, Arg::Null)?;
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// STOP and CLEAR, patient with udev, which opens every new disk for a moment.
+    pub fn detach(&mut self) -> io::Result<()> {
+        patiently(|| self.call(abi::STOP, Arg::Null))?;
+        self.call(abi::CLEAR, Arg::Null).map(drop)
+    }
+
+    /// Removes the device.
+    pub fn remove(mut self) -> io::Result<()> {
+        self.disk = None;
+        let arg = abi::DeviceArg::new(self.index);
+        patiently(|| {
+            let arg = Arg::Bytes(arg.as_bytes());
+            self.memory.ioctl(&self.control, abi::CTL_REMOVE, arg)
+        })
+        .map(drop)
+    }
+}
+
+/// Tries again for some seconds while the answer is EBUSY.
+fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..100 {
+        match call() {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            result => return result,
+        }
+    }
+    call()
+}
+
+/// The argument of ADD_DELTA for `image`.
+pub fn add_delta(image: &File, format: u32, cluster_log: u32, flags: u32) -> abi::AddDelta {
+    abi::AddDelta {
+        ctl: abi::Ctl {
+            format,
+            flags,
+            cluster_log,
+            size: 0,
+            chunks: 1,
+            level: 0,
+            mbz1: 0,
+            mbz2: 0,
+        },
+        chunk: abi::Chunk {
+            fd: image.as_raw_fd(),
+            io: abi::IO_AUTO,
+            flags: 0,
+            offset: 0,
+            start: 0,
+            len: 0,
+        },
+        cookie: [0; 64],
+    }
+}
+
+/// `attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] IMAGE`
+pub fn attach_raw(mut words: Words) -> Outcome {
+    let read_only = words.flag("--read-only");
+    let format = match words.text("--format")?.as_deref() {
+        None | Some("ploop1") => abi::FORMAT_PLOOP1,
+        Some("raw") => abi::FORMAT_RAW,
+        Some(other) => return Err(Failure::Trouble(format!("no format '{other}'"))),
+    };
+    let cluster_log = words.number("--cluster-log", 11)? as u32;
+    let mut flags = words.number("--flags", 0)? as u32;
+    let [path] = words.operands()?;
+    if read_only {
+        flags |= abi::FLAG_RDONLY;
+    }
+    let image = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .open(&path)?;
+    let mut device = Device::add()?;
+    let name = device.path();
+    match device.attach(&add_delta(&image, format, cluster_log, flags)) {
+        Ok(()) => {
+            println!("{name}");
+            Ok(())
+        }
+        Err(e) => {
+            device.remove()?;
+            Err(Failure::Broken(format!("refused: {e}")))
+        }
+    }
+}
+
+/// `detach-raw DEVICE`
+pub fn detach_raw(words: Words) -> Outcome {
+    let [path] = words.operands()?;
+    let mut device = Device::open(&path)?;
+    device.detach()?;
+    device.remove()?;
+    Ok(())
+}
