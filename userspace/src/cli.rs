@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The command line and its help, nothing else.
+
+use crate::error::Code;
+use crate::size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Makes, attaches, checks and repairs ploop images.
+///
+/// An image file holds the contents of a disk. Attached, it is the block device /dev/ploopN,
+/// which can be partitioned, formatted and mounted. Images of format ploop1 are thin: they grow
+/// with what is written. They are QEMU's "parallels" images: qemu-img reads and makes them too.
+#[derive(Debug, Parser)]
+#[command(name = "ploopctl", version, after_long_help = after_help(), after_help = SHORT_HELP)]
+#[command(max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const SHORT_HELP: &str = "'ploopctl --help' shows examples and exit codes, \
+                          'ploopctl COMMAND --help' explains a command.";
+
+fn after_help() -> String {
+    let mut text = "\
+Sizes:
+  A number and K, M, G or T, in powers of 1024 (10G, 64KiB); a bare number is bytes.
+
+Output:
+  Answers go to standard output, notes and errors to standard error. With --json, standard
+  output is one JSON object with \"schema\": 1, or nothing after an error ('check' has an answer
+  also when it finds damage); sizes are bytes.
+
+Examples:
+  ploopctl create -s 10G disk.img        make an image of a 10 GiB disk
+  ploopctl attach disk.img               attach it; prints /dev/ploop0
+  ploopctl list                          what is attached
+  ploopctl detach disk.img               detach it, by image or by device
+  ploopctl check disk.img                look for damage; changes nothing
+  ploopctl check --repair disk.img       and mend it
+  ploopctl map --json disk.img           where each part of the disk is in the image
+
+Exit codes:
+   0  success
+"
+    .to_owned();
+    for (code, meaning) in Code::ALL {
+        text += &format!("  {:2}  {meaning}\n", code as u8);
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new image
+    Create(CreateArgs),
+    /// Attach an image to a block device and print the device's path
+    Attach(AttachArgs),
+    /// Detach a device cleanly
+    Detach(DetachArgs),
+    /// List the devices
+    List(ListArgs),
+    /// Show what is known about an image or a device
+    Info(TargetArgs),
+    /// Look for damage in an image, and mend it
+    Check(CheckArgs),
+    /// Show where each part of the disk is in the image file
+    Map(TargetArgs),
+}
+
+/// Format of a new image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NewFormat {
+    /// Thin image with a table of clusters
+    Ploop1,
+    /// The disk byte for byte
+    Raw,
+}
+
+/// Format of an image to attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AttachFormat {
+    /// ploop1 if the file says so; raw is never guessed
+    Auto,
+    /// Thin image with a table of clusters
+    Ploop1,
+    /// The disk byte for byte
+    Raw,
+}
+
+/// Make a new image.
+///
+/// The image appears under its name complete and durable, or not at all. An existing file is
+/// never overwritten.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl create -s 10G disk.img
+  ploopctl create -s 1T -b 4M --preallocate disk.img
+  ploopctl create -f raw -s 10G disk.raw")]
+pub struct CreateArgs {
+    /// Format of the image
+    #[arg(short, long, value_enum, default_value = "ploop1")]
+    pub format: NewFormat,
+    /// Version of the ploop1 format: 1 is for old software and limited to 2 TiB
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub format_version: u32,
+    /// Size of the disk, a multiple of 512 bytes
+    #[arg(short, long, value_parser = size::parse)]
+    pub size: u64,
+    /// Cluster size of a ploop1 image: a power of two from 32K to 64M [default: 1M]
+    #[arg(short = 'b', long, value_name = "SIZE", value_parser = size::parse)]
+    pub cluster: Option<u64>,
+    /// Allocate all space at once
+    #[arg(long)]
+    pub preallocate: bool,
+    /// Path of the new image
+    pub image: PathBuf,
+}
+
+/// Attach an image to a block device and print the device's path.
+///
+/// A ploop1 image is checked first. One that was not closed cleanly is repaired if that loses
+/// nothing, which is said on standard error; if data would be lost it is refused, and 'ploopctl
+/// check --repair' is left to you. A raw image must be asked for with -f raw, and may be a block
+/// device.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl attach disk.img
+  ploopctl attach -r -n 7 disk.img       read-only, as /dev/ploop7
+  ploopctl attach -f raw /dev/sdb")]
+pub struct AttachArgs {
+    /// Attach read-only; the image file is not changed in any way
+    #[arg(short, long)]
+    pub read_only: bool,
+    /// Refuse an image that needs a repair instead of repairing it
+    #[arg(long)]
+    pub no_repair: bool,
+    /// Attach as /dev/ploopN instead of the first unused one
+    #[arg(short = 'n', long, value_name = "N")]
+    pub device: Option<u32>,
+    /// Format of the image
+    #[arg(short, long, value_enum, default_value = "auto")]
+    pub format: AttachFormat,
+    /// Cluster size with -f raw: a power of two from 32K to 64M [default: 1M]
+    #[arg(short = 'b', long, value_name = "SIZE", value_parser = size::parse)]
+    pub cluster: Option<u64>,
+    /// Text shown with the device, at most 63 bytes
+    #[arg(long, value_name = "TEXT")]
+    pub cookie: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Path of the image
+    pub image: PathBuf,
+}
+
+/// Detach a device cleanly.
+///
+/// All data is written and the image is closed. A device that is mounted or open is left alone.
+/// Also removes what a killed 'ploopctl attach' or 'ploopctl detach' left behind.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl detach /dev/ploop0
+  ploopctl detach disk.img")]
+pub struct DetachArgs {
+    /// Device (/dev/ploopN, ploopN or a partition of it) or path of an attached image
+    #[arg(value_name = "DEVICE|IMAGE")]
+    pub target: PathBuf,
+}
+
+/// List the devices.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A device or an image to look at.
+///
+/// The image of a running device is read as it is on disk, and what the device has not written
+/// yet is missing.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Device (/dev/ploopN or ploopN) or path of an image
+    #[arg(value_name = "DEVICE|IMAGE")]
+    pub target: PathBuf,
+}
+
+/// Look for damage in an image, and mend it.
+///
+/// Without --repair nothing is changed. Every problem is listed: header fields, the in-use mark,
+/// a torn last cluster, and table entries that are misaligned, point into the header, past the
+/// end of the file or to a cluster that another one has. Space that nothing uses is counted, but
+/// is no damage.
+///
+/// With --repair the plan is printed first and then carried out, so that a crash at any time does
+/// no harm. Nothing is lost by clearing the mark, completing the last cluster and cutting an
+/// unused end. An invalid entry becomes a hole, and its data is lost. Of two entries with one
+/// cluster the second gets a copy; which of them is right cannot be known. A header that
+/// contradicts itself is not repaired.
+///
+/// Given a device, the image of which is changing, only the entries are judged.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes:
+   0  no damage, or all repaired
+  11  not an image, or beyond repair
+  37  attached or open elsewhere
+  41  damaged; --repair mends it
+
+Examples:
+  ploopctl check disk.img
+  ploopctl check --repair disk.img
+  ploopctl check --json disk.img | jq .problems")]
+pub struct CheckArgs {
+    /// Mend the image
+    #[arg(long)]
+    pub repair: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Path of an image, or a device (/dev/ploopN or ploopN)
+    #[arg(value_name = "IMAGE|DEVICE")]
+    pub target: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

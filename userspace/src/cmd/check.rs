@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `ploopctl check`.
+
+use super::info::extension_name;
+use super::Target;
+use crate::cli::CheckArgs;
+use crate::error::{Code, Error, Result};
+use crate::image::{repair, Access, Image, Kind, Report};
+use crate::locks::{ImageLock, Use};
+use crate::output::{self, count};
+use crate::size::human;
+use crate::sysfs::{Device, Sysfs};
+use ploop_pure::check::{Cure, Problem};
+use ploop_pure::repair::{Plan, Scope};
+use serde::Serialize;
+use std::path::Path;
+
+/// How often a changing image is looked at before an entry counts as bad.
+const LIVE_TRIES: u32 = 5;
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    image: &'a Path,
+    /// `clean`, `damaged`, `invalid` or `repaired`.
+    result: &'static str,
+    live: bool,
+    problems: Vec<ProblemRow>,
+    problems_omitted: u64,
+    #[serde(flatten)]
+    counts: Option<Counts>,
+    /// What `--repair` does, or did.
+    plan: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ProblemRow {
+    kind: &'static str,
+    cure: &'static str,
+    message: String,
+    cluster: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Counts {
+    format_version: u32,
+    cluster_size: u64,
+    clusters: u32,
+    used_clusters: u32,
+    leaked_clusters: u32,
+    tail_bytes: u64,
+    extension: &'static str,
+}
+
+/// Runs the command.
+pub fn run(args: &CheckArgs) -> Result<()> {
+    let sysfs = Sysfs::default();
+    match Target::resolve(&args.target, &sysfs)? {
+        Target::Device(device) => live(args, &device),
+        Target::Image(path) => match sysfs.find_image(&path)? {
+            Some(device) => Err(attached(&path, &device)),
+            None => image(args, &path),
+        },
+    }
+}
+
+fn attached(path: &Path, device: &Device) -> Error {
+    let node = device.device.display();
+    let what = format!("{} is attached as {node}", path.display());
+    Error::new(Code::InUse, what).hint(format!(
+        "detach it first, or look at its entries with 'ploopctl check {node}'"
+    ))
+}
+
+fn image(args: &CheckArgs, path: &Path) -> Result<()> {
+    let (access, usage) = if args.repair {
+        (Access::Write, Use::Write)
+    } else {
+        (Access::Read, Use::Read)
+    };
+    let image = Image::open(path, access)?;
+    if image.kind() == Kind::Block {
+        let what = format!("{} is a block device, not an image file", path.display());
+        return Err(Error::new(Code::NotAnImage, what));
+    }
+    let _lock = ImageLock::take(image.file(), path, usage)?;
+    let report = match image.check()? {
+        Ok(report) => report,
+        Err(problem) => return invalid(args, path, problem),
+    };
+    let plan = Plan::new(&report.findings, Scope::All);
+    let Some(plan) = plan.filter(|_| args.repair) else {
+        let result = tell(args, path, &report, plan.as_ref(), Mode::Look);
+        return result.and_then(|()| verdict(path, &report));
+    };
+    if !args.json {
+        tell(args, path, &report, Some(&plan), Mode::Repair)?;
+    }
+    repair::apply(&image, &report.findings.header, &plan)?;
+    // Believe the repair only when a second look does.
+    let after = image.check()?.map_err(|p| image.not_an_image(p))?;
+    verdict(path, &after)?;
+    if args.json {
+        tell(args, path, &report, Some(&plan), Mode::Repair)
+    } else {
+        output::text("Repaired.\n")
+    }
+}
+
+/// Judges the entries of the image of a device, which may be changing.
+fn live(args: &CheckArgs, device: &Device) -> Result<()> {
+    let Some(top) = device.top() else {
+        let what = format!("{} has no image", device.device.display());
+        return Err(Error::new(Code::NotAttached, what));
+    };
+    let path = &top.image;
+    if args.repair {
+        return Err(attached(path, device));
+    }
+    if top.format == "raw" {
+        let what = format!("{} is a raw image: nothing to check", path.display());
+        return Err(Error::new(Code::NotAnImage, what));
+    }
+    let image = Image::open(path, Access::Read)?;
+    let mut tries = 0;
+    let report = loop {
+        let mut report = match image.check()? {
+            Ok(report) => report,
+            Err(problem) => return invalid(args, path, problem),
+        };
+        // The mark is right, and the file grows ahead of the entries.
+        let is_of_whole = |p: &Problem| {
+            matches!(
+                p,
+                Problem::InUse | Problem::TornTail { .. } | Problem::EntryTorn { .. }
+            )
+        };
+        report.problems.retain(|p| !is_of_whole(p));
+        tries += 1;
+        if report.problems.is_empty() || tries == LIVE_TRIES {
+            break report;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    };
+    output::note(&format!("note: {}", super::LAGS));
+    tell(args, path, &report, None, Mode::Live)?;
+    if report.problems.is_empty() {
+        return Ok(());
+    }
+    let what = format!("{} is damaged", path.display());
+    let hint = "detach the device, then 'ploopctl check --repair' the image";
+    Err(Error::new(Code::Damaged, what).hint(hint))
+}
+
+/// What kind of look an answer is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Look,
+    Repair,
+    Live,
+}
+
+fn invalid(args: &CheckArgs, path: &Path, problem: Problem) -> Result<()> {
+    if args.json {
+        output::json(&Answer {
+            image: path,
+            result: "invalid",
+            live: false,
+            problems: vec![row(problem)],
+            problems_omitted: 0,
+            counts: None,
+            plan: Vec::new(),
+        })?;
+    }
+    let what = format!("{} is not a valid ploop1 image: {problem}", path.display());
+    let error = Error::new(Code::NotAnImage, what);
+    Err(match problem {
+        Problem::Magic => error.hint("if it is a raw image, there is nothing to check"),
+        _ => error.hint("the header or length cannot be repaired: take a copy from a backup"),
+    })
+}
+
+fn verdict(path: &Path, report: &Report) -> Result<()> {
+    let at = path.display();
+    let Some(cure) = report.findings.cure() else {
+        return Ok(());
+    };
+    let what = format!("{at} is damaged");
+    let cost = match cure {
+        Cure::Lossless => "mends it and loses nothing",
+        Cure::Lossy => "mends it, but what the bad entries held is lost or may be wrong",
+        Cure::None => "cannot mend it",
+    };
+    let hint = format!("'ploopctl check --repair {at}' {cost}");
+    Err(Error::new(Code::Damaged, what).hint(hint))
+}
+
+fn tell(
+    args: &CheckArgs,
+    path: &Path,
+    report: &Report,
+    plan: Option<&Plan>,
+    mode: Mode,
+) -> Result<()> {
+    let found = &report.findings;
+    let header = found.header;
+    let steps = plan.map(|p| p.steps().map(|s| s.to_string()).collect());
+    let answer = Answer {
+        image: path,
+        result: match mode {
+            Mode::Repair => "repaired",
+            Mode::Look if found.cure().is_some() => "damaged",
+            Mode::Live if !report.problems.is_empty() => "damaged",
+            Mode::Look | Mode::Live => "clean",
+        },
+        live: mode == Mode::Live,
+        problems: report.problems.iter().copied().map(row).collect(),
+        problems_omitted: report.nr_omitted,
+        counts: Some(Counts {
+            format_version: header.version.number(),
+            cluster_size: header.cluster.bytes(),
+            clusters: header.nr_entries,
+            used_clusters: found.usage.nr_used,
+            leaked_clusters: report.nr_leaked,
+            tail_bytes: found.tail_bytes(),
+            extension: extension_name(found.extension),
+        }),
+        plan: steps.unwrap_or_default(),
+    };
+    if args.json {
+        output::json(&answer)
+    } else {
+        output::text(&describe(&answer, mode))
+    }
+}
+
+fn describe(answer: &Answer<'_>, mode: Mode) -> String {
+    let mut text = String::new();
+    for p in &answer.problems {
+        text += &format!("problem: {} ({})\n", p.message, p.cure);
+    }
+    if answer.problems_omitted > 0 {
+        text += &format!("and {} more problems\n", answer.problems_omitted);
+    }
+    if let Some(c) = &answer.counts {
+        text += &format!(
+            "ploop1 version {}, {} clusters: {} of {} used, {} leaked; {} unused at the end\n",
+            c.format_version,
+            human(c.cluster_size),
+            c.used_clusters,
+            c.clusters,
+            c.leaked_clusters,
+            count(c.tail_bytes, "byte"),
+        );
+        if c.extension == "valid" {
+            text += "It has a format extension (dirty bitmap), which is valid.\n";
+        }
+    }
+    let has_problems = !answer.problems.is_empty();
+    match mode {
+        Mode::Repair => text += "Plan:\n",
+        Mode::Look if !answer.plan.is_empty() => text += "--repair would:\n",
+        Mode::Look | Mode::Live => {}
+    }
+    for (nr, step) in answer.plan.iter().enumerate() {
+        text += &format!("  {}. {step}\n", nr + 1);
+    }
+    if !has_problems {
+        text += "No damage found.\n";
+    }
+    text
+}
+
+fn row(problem: Problem) -> ProblemRow {
+    let (kind, cluster) = kind(problem);
+    ProblemRow {
+        kind,
+        cure: match problem.cure() {
+            Cure::Lossless => "lossless",
+            Cure::Lossy => "lossy",
+            Cure::None => "none",
+        },
+        message: problem.to_string(),
+        cluster,
+    }
+}
+
+/// Stable name of a problem, and the guest cluster whose entry it is about.
+fn kind(problem: Problem) -> (&'static str, Option<u32>) {
+    match problem {
+        Problem::Truncated { .. } => ("truncated", None),
+        Problem::Magic => ("magic", None),
+        Problem::DiskType { .. } => ("disk-type", None),
+        Problem::ClusterSize { .. } => ("cluster-size", None),
+        Problem::SizeZero => ("size-zero", None),
+        Problem::SizeLimit { .. } => ("size-limit", None),
+        Problem::SizeOverBat { .. } => ("size-over-bat", None),
+        Problem::FirstBlock { .. } => ("first-block", None),
+        Problem::InUseValue { .. } => ("in-use-value", None),
+        Problem::Flags { .. } => ("flags", None),
+        Problem::InUse => ("in-use", None),
+        Problem::TornTail { .. } => ("torn-tail", None),
+        Problem::Extension { .. } => ("extension", None),
+        Problem::EntryMisaligned { cluster, .. } => ("entry-misaligned", Some(cluster)),
+        Problem::EntryInHeader { cluster, .. } => ("entry-in-header", Some(cluster)),
+        Problem::EntryPastEnd { cluster, .. } => ("entry-past-end", Some(cluster)),
+        Problem::EntryTorn { cluster, .. } => ("entry-torn", Some(cluster)),
+        Problem::EntryDuplicate { cluster, .. } => ("entry-duplicate", Some(cluster)),
+    }
+}

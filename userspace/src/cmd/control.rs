@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Making and unmaking devices: the calls of `dev` with their patience, their undoing and their
+//! words. Shared by attach and detach, which hold the [`Turn`](crate::locks::Turn) meanwhile.
+
+use crate::dev::{Control, Device};
+use crate::error::{Code, Error, Result};
+use crate::locks;
+use crate::sysfs::Sysfs;
+use nix::errno::Errno;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long a node may take to appear below /dev.
+const NODE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long udev, blkid and the like may keep a device open.
+const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Opens the control device, loading the module if it is not there.
+pub fn open() -> Result<Control> {
+    let opened = match Control::open() {
+        Err(e) if is_absent(&e) => {
+            load_module();
+            Control::open()
+        }
+        opened => opened,
+    };
+    opened.map_err(|e| {
+        let path = Control::path();
+        let error = Error::io(
+            Code::DeviceOpen,
+            format!("cannot open {}", path.display()),
+            e,
+        );
+        if is_denied(&error) {
+            return error.hint("only root may attach and detach: run it with sudo");
+        }
+        error.hint("the ploop kernel module is not loaded: run 'modprobe ploop'")
+    })
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO)
+    )
+}
+
+fn is_denied(e: &Error) -> bool {
+    let source = std::error::Error::source(e).and_then(|s| s.downcast_ref::<io::Error>());
+    source.is_some_and(|s| s.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Once; whether it worked shows at the next open.
+fn load_module() {
+    for program in ["/sbin/modprobe", "modprobe"] {
+        let run = Command::new(program)
+            .args(["-q", "ploop"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if run.is_ok() {
+            return;
+        }
+    }
+}
+
+/// Opens the node of device `index`, waiting for it to appear.
+pub fn open_node(index: u32) -> Result<Device> {
+    let give_up = Instant::now() + NODE_PATIENCE;
+    loop {
+        match Device::open(index) {
+            Ok(device) => return Ok(device),
+            Err(e) if is_absent(&e) && Instant::now() < give_up => sleep(FIRST_PAUSE),
+            Err(e) => {
+                let path = Device::path(index);
+                let what = format!("cannot open {}", path.display());
+                return Err(Error::io(Code::DeviceOpen, what, e)
+                    .hint("is /dev a devtmpfs, or is udev running?"));
+            }
+        }
+    }
+}
+
+/// Repeats `call` while it answers EBUSY, until patience ends.
+pub fn while_busy(mut call: impl FnMut() -> std::result::Result<(), Errno>) -> nix::Result<()> {
+    let give_up = Instant::now() + BUSY_PATIENCE;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match call() {
+            Err(Errno::EBUSY) if Instant::now() < give_up => sleep(pause),
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+        pause = LONGEST_PAUSE.min(pause * 2);
+    }
+}
+
+/// Removes the device from the system; one that is gone is removed.
+pub fn remove(control: &Control, index: u32) -> nix::Result<()> {
+    match while_busy(|| control.remove(index)) {
+        Err(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Ok(()),
+        done => done,
+    }
+}
+
+/// A device that is being made; unmade when dropped before [`Making::finish`].
+pub struct Making<'a> {
+    control: &'a Control,
+    index: u32,
+    device: Option<Device>,
+    is_finished: bool,
+}
+
+impl<'a> Making<'a> {
+    /// Adds a device.
+    pub fn begin(control: &'a Control, wanted: Option<u32>) -> Result<Self> {
+        let index = control.add(wanted).map_err(|e| add_error(wanted, e))?;
+        let mut making = Self {
+            control,
+            index,
+            device: None,
+            is_finished: false,
+        };
+        making.device = Some(open_node(index)?);
+        Ok(making)
+    }
+
+    /// N of its ploopN.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The open device.
+    pub fn device(&self) -> Result<&Device> {
+        self.device
+            .as_ref()
+            .ok_or_else(|| Error::new(Code::System, "the device is not open"))
+    }
+
+    /// Keeps the device.
+    pub fn finish(mut self) {
+        self.is_finished = true;
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        // Best effort: the next attach clears what is left.
+        if let Some(device) = self.device.take() {
+            let _ = device.clear();
+        }
+        let _ = remove(self.control, self.index);
+    }
+}
+
+fn add_error(wanted: Option<u32>, e: Errno) -> Error {
+    let name = wanted.map_or("a device".to_owned(), |n| format!("ploop{n}"));
+    let what = format!("cannot add {name}");
+    match (e, wanted) {
+        (Errno::EEXIST | Errno::EBUSY, Some(n)) => Error::new(
+            Code::Busy,
+            format!("cannot add ploop{n}: it exists already"),
+        )
+        .hint("leave out -n to take an unused one; 'ploopctl list' shows those in use"),
+        (Errno::EINVAL, Some(n)) => {
+            let max = ploop_pure::abi::DEVICES_MAX - 1;
+            Error::new(Code::Param, format!("cannot add ploop{n}: no such number"))
+                .hint(format!("devices are numbered from 0 to {max}"))
+        }
+        (Errno::EPERM, _) => {
+            Error::io(Code::DeviceIoctl, what, e).hint("only root may attach: run it with sudo")
+        }
+        _ => Error::io(Code::DeviceIoctl, what, e).hint("'dmesg' may say more"),
+    }
+}
+
+/// Says who uses device `index`, as far as it can be found out; ourselves not counted.
+pub fn users(sysfs: &Sysfs, index: u32) -> Vec<String> {
+    let mut users = mounts(index);
+    users.extend(
+        sysfs
+            .holders(index)
+            .iter()
+            .map(|h| format!("held by /dev/{h}")),
+    );
+    let own = std::process::id();
+    for pid in locks::pids().filter(|p| u32::try_from(*p) != Ok(own)) {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"));
+        let mut fds = fds.into_iter().flatten().flatten();
+        if fds.any(|fd| is_of_disk(&fd.path(), index)) {
+            users.push(format!("open in {}", locks::process(pid)));
+        }
+    }
+    users
+}
+
+fn is_of_disk(path: &std::path::Path, index: u32) -> bool {
+    fs::metadata(path).is_ok_and(|m| {
+        m.file_type().is_block_device() && crate::dev::disk_of(m.rdev()) == Some(index)
+    })
+}
+
+/// Mount points and swap.
+fn mounts(index: u32) -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found: Vec<String> = text
+        .lines()
+        .filter_map(|line| mount_point(line, index))
+        .map(|at| format!("mounted at {at}"))
+        .collect();
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let swaps = swaps.lines().skip(1).filter_map(|l| l.split(' ').next());
+    let swaps = swaps.filter(|path| is_of_disk(std::path::Path::new(path), index));
+    found.extend(swaps.map(|path| format!("swap space on {path}")));
+    found
+}
+
+/// The mount point in a line of mountinfo, if it is of device `index` or a partition of it, by
+/// number or, for file systems with numbers of their own, by the name of the source.
+fn mount_point(line: &str, index: u32) -> Option<String> {
+    let (left, right) = line.split_once(" - ")?;
+    let left: Vec<&str> = left.split(' ').collect();
+    let (major, minor) = left.get(2)?.split_once(':')?;
+    let rdev = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+    let by_number = crate::dev::disk_of(rdev) == Some(index);
+    let source = std::path::Path::new(right.split(' ').nth(1)?);
+    let by_name = source.is_absolute() && super::index_by_name(source) == Some(index);
+    (by_number || by_name).then(|| unescape(left.get(4).unwrap_or(&"")))
+}
+
+/// mountinfo writes a space as `\040` and the like.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_by_number_and_name() {
+        let ext4 = "36 35 182:33 / /mnt/a\\040b rw,noatime - ext4 /dev/x rw";
+        assert_eq!(mount_point(ext4, 2).as_deref(), Some("/mnt/a b"));
+        assert_eq!(mount_point(ext4, 3), None);
+        let btrfs = "36 35 0:50 / /mnt rw shared:1 - btrfs /dev/ploop2p1 rw";
+        assert_eq!(mount_point(btrfs, 2).as_deref(), Some("/mnt"));
+        assert_eq!(mount_point("nonsense", 2), None);
+    }
+
+    #[test]
+    fn patience_ends() {
+        let begin = Instant::now();
+        assert_eq!(while_busy(|| Err(Errno::EBUSY)), Err(Errno::EBUSY));
+        assert!(begin.elapsed() >= BUSY_PATIENCE);
+        assert_eq!(while_busy(|| Err(Errno::EINVAL)), Err(Errno::EINVAL));
+        let mut n = 0;
+        let third = || {
+            n += 1;
+            if n < 3 {
+                Err(Errno::EBUSY)
+            } else {
+                Ok(())
+            }
+        };
+        assert_eq!(while_busy(third), Ok(()));
+    }
+}

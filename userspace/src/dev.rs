@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The control device and the block devices: typed ioctls, nothing else. The only `unsafe` code
+//! of the tool.
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use ploop_pure::abi::{self, AddDelta, Chunk, Ctl, DeviceArg};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The calls as functions. nix's macros make them; their arguments are pointers to the very
+/// structures of `ploop_pure::abi` that the numbers belong to.
+mod raw {
+    use super::abi;
+    use nix::sys::ioctl::ioctl_num_type as Num;
+
+    nix::ioctl_none_bad!(
+        /// CLEAR.
+        clear,
+        abi::CLEAR as Num
+    );
+    nix::ioctl_none_bad!(
+        /// STOP.
+        stop,
+        abi::STOP as Num
+    );
+    nix::ioctl_none_bad!(
+        /// START.
+        start,
+        abi::START as Num
+    );
+    nix::ioctl_write_ptr_bad!(
+        /// ADD_DELTA.
+        add_delta,
+        abi::ADD_DELTA as Num,
+        abi::AddDelta
+    );
+    nix::ioctl_readwrite_bad!(
+        /// CTL_ADD.
+        ctl_add,
+        abi::CTL_ADD as Num,
+        abi::DeviceArg
+    );
+    nix::ioctl_write_ptr_bad!(
+        /// CTL_REMOVE.
+        ctl_remove,
+        abi::CTL_REMOVE as Num,
+        abi::DeviceArg
+    );
+}
+
+/// `/dev/ploop-control`.
+#[derive(Debug)]
+pub struct Control(File);
+
+impl Control {
+    /// Its path.
+    pub fn path() -> PathBuf {
+        Path::new("/dev").join(abi::CONTROL_NAME)
+    }
+
+    /// Opens it.
+    pub fn open() -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(Self::path());
+        file.map(Self)
+    }
+
+    /// Adds a device, of index `index` or the lowest unused one, and returns the index.
+    pub fn add(&self, index: Option<u32>) -> Result<u32, Errno> {
+        let index = index.map_or(Ok(-1), i32::try_from);
+        let mut arg = DeviceArg::new(index.map_err(|_| Errno::EINVAL)?);
+        // SAFETY: the descriptor is open and `arg` is the structure of CTL_ADD, exclusively ours
+        // and alive for the call.
+        unsafe { raw::ctl_add(self.0.as_raw_fd(), &mut arg) }?;
+        u32::try_from(arg.index).map_err(|_| Errno::EPROTO)
+    }
+
+    /// Removes the device of index `index`, which has no delta and is not open.
+    pub fn remove(&self, index: u32) -> Result<(), Errno> {
+        let arg = DeviceArg::new(i32::try_from(index).map_err(|_| Errno::EINVAL)?);
+        // SAFETY: the descriptor is open and `arg` is the structure of CTL_REMOVE, alive for the
+        // call.
+        unsafe { raw::ctl_remove(self.0.as_raw_fd(), &arg) }?;
+        Ok(())
+    }
+}
+
+/// What ADD_DELTA is to add.
+#[derive(Debug, Clone, Copy)]
+pub struct Delta<'a> {
+    /// The image file.
+    pub image: BorrowedFd<'a>,
+    /// `FORMAT_*`.
+    pub format: u32,
+    /// `FLAG_*`, without `FLAG_COOKIE`.
+    pub flags: u32,
+    /// log2 of the sectors of a cluster.
+    pub cluster_log: u32,
+    /// Name of the device; at most [`abi::COOKIE_LEN_MAX`] bytes.
+    pub cookie: Option<&'a str>,
+}
+
+/// A block device `/dev/ploopN`, open.
+#[derive(Debug)]
+pub struct Device(File);
+
+impl Device {
+    /// Path of device `index`.
+    pub fn path(index: u32) -> PathBuf {
+        PathBuf::from(format!("/dev/ploop{index}"))
+    }
+
+    /// Opens device `index` for control only: read-only, which wakes no udev rule at close. A
+    /// node that is something else is not opened.
+    pub fn open(index: u32) -> io::Result<Self> {
+        let path = Self::path(index);
+        let meta = std::fs::metadata(&path)?;
+        if !meta.file_type().is_block_device() || disk_of(meta.rdev()) != Some(index) {
+            return Err(Errno::ENODEV.into());
+        }
+        let flags = OFlag::O_NONBLOCK.bits();
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        file.map(Self)
+    }
+
+    /// Adds an image to the stopped device.
+    pub fn add_delta(&self, delta: Delta<'_>) -> Result<(), Errno> {
+        let mut cookie = [0; 64];
+        let mut flags = delta.flags;
+        if let Some(text) = delta.cookie {
+            if text.len() > abi::COOKIE_LEN_MAX {
+                return Err(Errno::EINVAL);
+            }
+            cookie[..text.len()].copy_from_slice(text.as_bytes());
+            flags |= abi::FLAG_COOKIE;
+        }
+        let arg = AddDelta {
+            ctl: Ctl {
+                format: delta.format,
+                flags,
+                cluster_log: delta.cluster_log,
+                size: 0,
+                chunks: 1,
+                level: 0,
+                mbz1: 0,
+                mbz2: 0,
+            },
+            chunk: Chunk {
+                fd: delta.image.as_raw_fd(),
+                io: abi::IO_AUTO,
+                flags: 0,
+                offset: 0,
+                start: 0,
+                len: 0,
+            },
+            cookie,
+        };
+        // SAFETY: the descriptor is open and `arg` has head, one chunk as `chunks` says, and a
+        // cookie; it is alive for the call.
+        unsafe { raw::add_delta(self.0.as_raw_fd(), &arg) }?;
+        Ok(())
+    }
+
+    /// Starts the device.
+    pub fn start(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::start(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Stops the device.
+    pub fn stop(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::stop(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Drops all deltas of the stopped device.
+    pub fn clear(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::clear(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+}
+
+/// Index of the ploop device that device number `rdev` is, or is a partition of.
+pub fn disk_of(rdev: u64) -> Option<u32> {
+    let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    if major != u64::from(abi::MAJOR) {
+        return None;
+    }
+    u32::try_from(minor >> abi::MINOR_SHIFT).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_belong_to_their_disk() {
+        let dev = nix::sys::stat::makedev;
+        assert_eq!(disk_of(dev(182, 0)), Some(0));
+        assert_eq!(disk_of(dev(182, 33)), Some(2));
+        assert_eq!(disk_of(dev(8, 0)), None);
+    }
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0
+//! New image files. One appears under its name complete and durable, or not at all: it is written
+//! without a name where the file system can do that, else under a hidden one.
+
+use crate::error::{Code, Error, Result};
+use crate::signals::Quiet;
+use nix::errno::Errno;
+use nix::fcntl::{fallocate, FallocateFlags, AT_FDCWD};
+use nix::libc;
+use nix::unistd::linkat;
+use ploop_pure::layout::ploop1::{Header, HEADER_BYTES};
+use ploop_pure::units::{ClusterSize, ImageCluster};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use zerocopy::IntoBytes;
+
+/// BAT entries written at once: 1 MiB.
+const ENTRIES_AT_ONCE: u64 = 1 << 18;
+
+/// Whether the space of a new image is allocated at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// As it is written.
+    Thin,
+    /// All of it.
+    Full,
+}
+
+/// Makes a raw image of `size_bytes`.
+pub fn raw(path: &Path, size_bytes: u64, space: Space) -> Result<()> {
+    make(path, |file| match space {
+        Space::Thin => lengthen(file, size_bytes),
+        Space::Full => allocate(file, size_bytes),
+    })
+}
+
+/// Makes a ploop1 image with this header, which is that of an empty one.
+pub fn ploop1(path: &Path, header: Header, space: Space) -> Result<()> {
+    let cluster = header.cluster;
+    make(path, |file| {
+        let data = cluster.offset(header.first_data);
+        match space {
+            Space::Thin => {
+                // The BAT is allocated, so that writing it later does not need space. Where that
+                // cannot be done it is sparse.
+                if let Err(e) = allocate(file, data) {
+                    if !is_unsupported(&e) {
+                        return Err(e);
+                    }
+                    lengthen(file, data)?;
+                }
+                write(file, header.encode().as_bytes(), 0)
+            }
+            Space::Full => {
+                let end = header.first_data.0.checked_add(header.nr_entries);
+                let end = end
+                    .filter(|end| *end <= header.slots_max())
+                    .ok_or_else(|| {
+                        Failure(
+                            Code::Param,
+                            "preallocate so large an image",
+                            Errno::EFBIG.into(),
+                        )
+                    })?;
+                allocate(file, cluster.offset(ImageCluster(end)))?;
+                write_full_bat(file, &header)?;
+                write(file, header.closed(false).encode().as_bytes(), 0)
+            }
+        }
+    })
+}
+
+/// A cluster size from bytes.
+pub fn cluster_size(bytes: u64) -> Result<ClusterSize> {
+    let log = bytes.is_power_of_two().then(|| bytes.trailing_zeros());
+    log.and_then(|log| ClusterSize::from_log(log.checked_sub(9)?))
+        .ok_or_else(|| {
+            let what = format!("a cluster size of {bytes} bytes is not possible");
+            Error::new(Code::Param, what).hint("use a power of two from 32K to 64M; 1M is usual")
+        })
+}
+
+fn write_full_bat(file: &File, header: &Header) -> Step {
+    let (mut next, end) = (0, u64::from(header.nr_entries));
+    while next < end {
+        let chunk = next..end.min(next + ENTRIES_AT_ONCE);
+        let mut bytes = Vec::with_capacity((chunk.end - chunk.start) as usize * 4);
+        for cluster in chunk.clone() {
+            // Below `nr_entries`, and the sum was checked.
+            let at = ImageCluster(header.first_data.0 + cluster as u32);
+            bytes.extend(header.encode_entry(at).to_le_bytes());
+        }
+        write(file, &bytes, HEADER_BYTES as u64 + next * 4)?;
+        next = chunk.end;
+    }
+    Ok(())
+}
+
+/// A step that failed: its code, what it did, and why.
+struct Failure(Code, &'static str, io::Error);
+type Step = std::result::Result<(), Failure>;
+
+fn is_unsupported(f: &Failure) -> bool {
+    matches!(
+        f.2.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EOPNOTSUPP | Errno::ENOSYS)
+    )
+}
+
+fn lengthen(file: &File, len: u64) -> Step {
+    file.set_len(len)
+        .map_err(|e| Failure(Code::Truncate, "set the length of", e))
+}
+
+fn allocate(file: &File, len: u64) -> Step {
+    let fail = |e: Errno| Failure(Code::Allocate, "allocate the space of", e.into());
+    let end = libc::off_t::try_from(len).map_err(|_| fail(Errno::EFBIG))?;
+    fallocate(file, FallocateFlags::empty(), 0, end).map_err(fail)
+}
+
+fn write(file: &File, bytes: &[u8], offset: u64) -> Step {
+    file.write_all_at(bytes, offset)
+        .map_err(|e| Failure(Code::Write, "write", e))
+}
+
+/// Makes the file `path` by `fill`.
+fn make(path: &Path, fill: impl FnOnce(&File) -> Step) -> Result<()> {
+    let at = path.display();
+    if path.symlink_metadata().is_ok() {
+        return Err(exists(path));
+    }
+    let name = path.file_name().ok_or_else(|| {
+        Error::new(
+            Code::Param,
+            format!("{at} does not end in the name of a file"),
+        )
+    })?;
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let nameless = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_TMPFILE)
+        .open(dir);
+    let complete = |file: &File| -> Result<()> {
+        fill(file).map_err(|f| Error::io(f.0, format!("cannot {} {at}", f.1), f.2))?;
+        file.sync_all()
+            .map_err(|e| Error::io(Code::Fsync, format!("cannot write {at}"), e))
+    };
+    match nameless {
+        Ok(file) => {
+            complete(&file)?;
+            let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let flag = nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW;
+            linkat(AT_FDCWD, own.as_str(), AT_FDCWD, path, flag).map_err(|e| naming(path, e))?;
+        }
+        Err(e) if lacks_tmpfile(&e) => {
+            let _quiet = Quiet::begin();
+            let hidden = Hidden::new(dir, name).map_err(|e| creating(path, e))?;
+            complete(&hidden.file)?;
+            hidden.publish(path)?;
+        }
+        Err(e) => return Err(creating(path, e)),
+    }
+    // The name must be durable too. From here on the image is there.
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| Error::io(Code::Fsync, format!("cannot sync {}", dir.display()), e))
+}
+
+fn exists(path: &Path) -> Error {
+    Error::new(
+        Code::Create,
+        format!("{} exists already and is left as it is", path.display()),
+    )
+    .hint("choose another name, or remove it first")
+}
+
+fn creating(path: &Path, e: io::Error) -> Error {
+    let is_absent = e.kind() == io::ErrorKind::NotFound;
+    let error = Error::io(Code::Create, format!("cannot create {}", path.display()), e);
+    if is_absent {
+        error.hint("its directory does not exist")
+    } else {
+        error
+    }
+}
+
+fn naming(path: &Path, e: Errno) -> Error {
+    match e {
+        Errno::EEXIST => exists(path),
+        e => creating(path, e.into()),
+    }
+}
+
+/// EISDIR is the answer of kernels, and EINVAL of some file systems, that do not know O_TMPFILE.
+fn lacks_tmpfile(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOSYS)
+    )
+}
+
+/// A file under a hidden name, removed when dropped unless it was published.
+struct Hidden {
+    file: File,
+    path: Option<PathBuf>,
+}
+
+impl Hidden {
+    fn new(dir: &Path, name: &std::ffi::OsStr) -> io::Result<Self> {
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}", std::process::id()));
+        let path = dir.join(hidden);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        Ok(Self {
+            file,
+            path: Some(path),
+        })
+    }
+
+    /// Gives it its name, which must not exist: by a link, or where there are none, by renaming.
+    fn publish(mut self, path: &Path) -> Result<()> {
+        let Some(hidden) = &self.path else {
+            return Ok(());
+        };
+        match fs::hard_link(hidden, path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(exists(path)),
+            Err(_) => {
+                let flag = nix::fcntl::RenameFlags::RENAME_NOREPLACE;
+                nix::fcntl::renameat2(AT_FDCWD, hidden, AT_FDCWD, path, flag)
+                    .map_err(|e| naming(path, e))?;
+                self.path = None;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `ploopctl`: makes, attaches, checks and repairs ploop images.
+//!
+//! ```text
+//! cli -> cmd -> image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
+//!               output, error, size below all
+//! ```
+//!
+//! What is *decided* about an image is decided in `ploop_pure`, which the kernel module shares;
+//! here are the files and the words.
+
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod cmd;
+#[allow(unsafe_code)]
+pub mod dev;
+pub mod error;
+pub mod image;
+pub mod locks;
+pub mod output;
+pub mod signals;
+pub mod size;
+pub mod sysfs;
+
+use clap::error::ErrorKind;
+use clap::Parser;
+use error::{Code, Error};
+use std::process::ExitCode;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let args = match cli::Cli::try_parse() {
+        Ok(args) => args,
+        Err(e) => {
+            // Help and version are answers, not errors.
+            let is_answer = matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let _ = e.print();
+            return ExitCode::from(if is_answer { 0 } else { Code::Param as u8 });
+        }
+    };
+    match cmd::run(args.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+fn fail(e: &Error) -> ExitCode {
+    if !e.is_broken_pipe() {
+        output::note(&format!("ploopctl: {e}"));
+    }
+    ExitCode::from(e.code() as u8)
+}

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the kernel says about its devices, read from sysfs.
+
+use crate::dev;
+use crate::error::{Code, Error, Result};
+use serde::Serialize;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// `pstate/top` of a device without deltas.
+const NO_TOP: u32 = u32::MAX;
+/// What the kernel appends to the path of an image that was unlinked.
+const DELETED: &str = " (deleted)";
+
+/// One delta of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Delta {
+    /// Level, 0 for the base.
+    pub level: u32,
+    /// Path of the image file as the kernel knows it.
+    pub image: PathBuf,
+    /// `raw` or `ploop1`.
+    pub format: String,
+    /// How its bytes are reached.
+    pub io: String,
+    /// Not written to.
+    pub read_only: bool,
+    /// Inode number of the file.
+    #[serde(skip)]
+    ino: u64,
+    /// Device number of its file system.
+    #[serde(skip)]
+    dev: (u64, u64),
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// N of ploopN.
+    pub index: u32,
+    /// Path of its node.
+    pub device: PathBuf,
+    /// Serves requests.
+    pub running: bool,
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// Rejects writes.
+    pub read_only: bool,
+    /// Cluster size in bytes, 0 without deltas.
+    pub cluster_size: u64,
+    /// Version of the format of its deltas.
+    pub format_version: u64,
+    /// Name given at attach.
+    pub cookie: String,
+    /// How often the disk and its partitions are open.
+    pub open_count: u64,
+    /// Writes fail since an error.
+    pub aborted: bool,
+    /// Deltas, the base first.
+    pub deltas: Vec<Delta>,
+}
+
+impl Device {
+    /// The delta that is written to.
+    pub fn top(&self) -> Option<&Delta> {
+        self.deltas.last()
+    }
+
+    /// `running`, `stopped` or `empty`.
+    pub fn state(&self) -> &'static str {
+        match (self.running, self.deltas.is_empty()) {
+            (true, _) => "running",
+            (false, false) => "stopped",
+            (false, true) => "empty",
+        }
+    }
+
+    /// The delta that is the image `path`.
+    pub fn delta_of(&self, path: &Path) -> Option<&Delta> {
+        self.deltas.iter().find(|d| d.is_image(path))
+    }
+}
+
+impl Delta {
+    fn is_image(&self, path: &Path) -> bool {
+        let Ok(meta) = fs::metadata(path) else {
+            // Unlinked while attached: the name is all there is.
+            let image = self.image.to_string_lossy();
+            let image = image.strip_suffix(DELETED).unwrap_or(&image);
+            return absolute(path).is_some_and(|p| p == Path::new(image));
+        };
+        let (major, minor) = (nix::sys::stat::major, nix::sys::stat::minor);
+        let dev = (major(meta.dev()), minor(meta.dev()));
+        if meta.ino() == self.ino && dev == self.dev {
+            return true;
+        }
+        // stat and the kernel name some file systems' devices differently (btrfs), and a block
+        // device has an inode in every /dev.
+        fs::metadata(&self.image).is_ok_and(|m| {
+            let both_block = m.file_type().is_block_device() && meta.file_type().is_block_device();
+            let same_file = m.ino() == self.ino && m.ino() == meta.ino() && m.dev() == meta.dev();
+            same_file || (both_block && m.rdev() == meta.rdev())
+        })
+    }
+}
+
+fn absolute(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let parent = fs::canonicalize(path.parent()?).ok()?;
+    Some(parent.join(path.file_name()?))
+}
+
+/// A sysfs tree.
+#[derive(Debug, Clone)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self::at("/sys")
+    }
+}
+
+impl Sysfs {
+    /// The tree at `root`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn dir(&self, index: u32) -> PathBuf {
+        self.root.join(format!("block/ploop{index}"))
+    }
+
+    /// All devices by number; none if the module is not loaded. One that goes away meanwhile is
+    /// left out.
+    pub fn devices(&self) -> Result<Vec<Device>> {
+        let dir = self.root.join("block");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => {
+                let what = format!("cannot read {}", dir.display());
+                return Err(Error::io(Code::Sysfs, what, e));
+            }
+        };
+        let names = entries.flatten().map(|e| e.file_name());
+        let mut indexes: Vec<u32> = names
+            .filter_map(|n| n.to_str()?.strip_prefix("ploop")?.parse().ok())
+            .collect();
+        indexes.sort_unstable();
+        let mut devices = Vec::new();
+        for index in indexes {
+            devices.extend(self.device(index)?);
+        }
+        Ok(devices)
+    }
+
+    /// Device `index`; `None` if there is no such.
+    pub fn device(&self, index: u32) -> Result<Option<Device>> {
+        match self.read_device(index) {
+            Ok(device) => Ok(Some(device)),
+            Err(_) if !self.dir(index).join("pstate").exists() => Ok(None),
+            Err(e) => {
+                let what = format!("cannot read {}", self.dir(index).display());
+                Err(Error::io(Code::Sysfs, what, e))
+            }
+        }
+    }
+
+    fn read_device(&self, index: u32) -> io::Result<Device> {
+        let dir = self.dir(index);
+        let state = dir.join("pstate");
+        let number = |name: &str| number(&state.join(name));
+        let top = number("top")?;
+        let mut deltas = Vec::new();
+        if top != u64::from(NO_TOP) {
+            for level in 0..=u32::try_from(top).map_err(io::Error::other)? {
+                deltas.push(read_delta(&dir.join(format!("pdelta/{level}")), level)?);
+            }
+        }
+        Ok(Device {
+            index,
+            device: dev::Device::path(index),
+            running: number("running")? != 0,
+            size: self::number(&dir.join("size"))?.saturating_mul(512),
+            read_only: self::number(&dir.join("ro"))? != 0,
+            cluster_size: number("block_size")?.saturating_mul(512),
+            format_version: number("fmt_version")?,
+            cookie: line(&state.join("cookie"))?,
+            open_count: number("open_count")?,
+            aborted: number("aborted").is_ok_and(|n| n != 0),
+            deltas,
+        })
+    }
+
+    /// The devices that have the image `path` as a delta.
+    pub fn find_image(&self, path: &Path) -> Result<Option<Device>> {
+        let devices = self.devices()?.into_iter();
+        Ok(devices.into_iter().find(|d| d.delta_of(path).is_some()))
+    }
+
+    /// Block devices stacked on device `index` or a partition of it.
+    pub fn holders(&self, index: u32) -> Vec<String> {
+        let dir = self.dir(index);
+        let parts = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let prefix = format!("ploop{index}p");
+        let parts = parts.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix));
+        let dirs = std::iter::once(dir.clone()).chain(parts.map(|e| e.path()));
+        dirs.flat_map(|d| fs::read_dir(d.join("holders")).into_iter().flatten())
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
+fn read_delta(dir: &Path, level: u32) -> io::Result<Delta> {
+    let info = fs::read_to_string(dir.join("image_info"))?;
+    let (ino, dev) = parse_info(&info)
+        .ok_or_else(|| io::Error::other(format!("image_info says {:?}", info.trim_end())))?;
+    Ok(Delta {
+        level,
+        image: line(&dir.join("image"))?.into(),
+        format: line(&dir.join("format"))?,
+        io: line(&dir.join("io"))?,
+        read_only: number(&dir.join("ro"))? != 0,
+        ino,
+        dev,
+    })
+}
+
+/// Reads `ino:%lu\nsdev:maj:min\n`.
+fn parse_info(text: &str) -> Option<(u64, (u64, u64))> {
+    let mut lines = text.lines();
+    let ino = lines.next()?.strip_prefix("ino:")?.trim().parse().ok()?;
+    let (major, minor) = lines.next()?.strip_prefix("sdev:")?.split_once(':')?;
+    Some((
+        ino,
+        (major.trim().parse().ok()?, minor.trim().parse().ok()?),
+    ))
+}
+
+fn line(path: &Path) -> io::Result<String> {
+    let text = fs::read_to_string(path)?;
+    Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+}
+
+fn number(path: &Path) -> io::Result<u64> {
+    let text = line(path)?;
+    text.trim()
+        .parse()
+        .map_err(|_| io::Error::other(format!("{} says {text:?}", path.display())))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+//! sysfs as the module shows it, rebuilt in a directory.
+
+use super::*;
+
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("ploopctl-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn device(&self, index: u32, running: bool, top: u32) {
+        let dir = format!("block/ploop{index}");
+        for (name, value) in [
+            ("size", "2048"),
+            ("ro", "0"),
+            ("pstate/running", if running { "1" } else { "0" }),
+            ("pstate/top", &top.to_string()),
+            ("pstate/block_size", "2048"),
+            ("pstate/fmt_version", "2"),
+            ("pstate/cookie", "a name"),
+            ("pstate/open_count", "3"),
+            ("pstate/aborted", "0"),
+        ] {
+            self.write(&format!("{dir}/{name}"), &format!("{value}\n"));
+        }
+    }
+
+    fn delta(&self, index: u32, image: &Path, info: &str) {
+        let dir = format!("block/ploop{index}/pdelta/0");
+        let image = format!("{}\n", image.display());
+        for (name, value) in [
+            ("image", image.as_str()),
+            ("image_info", info),
+            ("format", "ploop1\n"),
+            ("io", "direct\n"),
+            ("ro", "0\n"),
+        ] {
+            self.write(&format!("{dir}/{name}"), value);
+        }
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn info(path: &Path) -> String {
+    let m = fs::metadata(path).unwrap();
+    let (major, minor) = (
+        nix::sys::stat::major(m.dev()),
+        nix::sys::stat::minor(m.dev()),
+    );
+    format!("ino:{}\nsdev:{major}:{minor}\n", m.ino())
+}
+
+#[test]
+fn devices_are_read_and_images_found() {
+    let tree = Tree::new("sysfs");
+    let image = tree.0.join("image");
+    fs::write(&image, "").unwrap();
+    tree.device(10, true, 0);
+    // Found by inode whatever the name.
+    tree.delta(10, Path::new("/elsewhere"), &info(&image));
+    tree.device(2, false, NO_TOP);
+    tree.write("block/sda/size", "1\n");
+    let sysfs = Sysfs::at(&tree.0);
+    let devices = sysfs.devices().unwrap();
+    let got: Vec<_> = devices.iter().map(|d| (d.index, d.state())).collect();
+    assert_eq!(got, [(2, "empty"), (10, "running")]);
+    let d = sysfs.find_image(&image).unwrap().unwrap();
+    assert_eq!((d.index, d.size, d.cluster_size), (10, 1 << 20, 1 << 20));
+    assert_eq!((d.cookie.as_str(), d.open_count), ("a name", 3));
+    assert_eq!(sysfs.find_image(&tree.0).unwrap(), None);
+    assert_eq!(sysfs.device(77).unwrap(), None);
+}
+
+#[test]
+fn an_image_is_found_where_device_numbers_differ_or_the_file_is_gone() {
+    let tree = Tree::new("sysfs-names");
+    let image = fs::canonicalize(&tree.0).unwrap().join("image");
+    fs::write(&image, "").unwrap();
+    tree.device(1, true, 0);
+    let ino = fs::metadata(&image).unwrap().ino();
+    tree.delta(1, &image, &format!("ino:{ino}\nsdev:0:99\n"));
+    let sysfs = Sysfs::at(&tree.0);
+    assert!(sysfs.find_image(&image).unwrap().is_some());
+    fs::remove_file(&image).unwrap();
+    assert!(sysfs.find_image(&image).unwrap().is_some());
+    let gone = format!("{} (deleted)", image.display());
+    tree.delta(1, Path::new(&gone), "ino:1\nsdev:0:99\n");
+    assert!(sysfs.find_image(&image).unwrap().is_some());
+}
+
+#[test]
+fn nonsense_is_an_error_that_names_the_place() {
+    let tree = Tree::new("sysfs-bad");
+    tree.device(1, true, 0);
+    tree.delta(1, Path::new("/x"), "what?\n");
+    let e = Sysfs::at(&tree.0).devices().unwrap_err();
+    assert_eq!(e.code(), Code::Sysfs);
+    assert!(e.to_string().contains("what?"), "{e}");
+}
+
+#[test]
+fn holders_of_partitions_count() {
+    let tree = Tree::new("sysfs-holders");
+    tree.device(1, true, NO_TOP);
+    tree.write("block/ploop1/ploop1p2/holders/dm-0", "");
+    tree.write("block/ploop1/holders/md5", "");
+    let mut holders = Sysfs::at(&tree.0).holders(1);
+    holders.sort();
+    assert_eq!(holders, ["dm-0", "md5"]);
+}
