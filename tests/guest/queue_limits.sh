@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# The queue tells the truth: a write cache with FUA, I/O in clusters, and the
+# logical block size that the image file allows.
+. "$(dirname "$0")/lib.sh"
+
+scratch_fs ext4
+ploopctl create -s 64M -b 256K "$SCRATCH/disk.img" >/dev/null
+device=$(attach "$SCRATCH/disk.img")
+queue=/sys/block/${device##*/}/queue
+expect_same "$(<"$queue/write_cache")" 'write back' write_cache
+expect_same "$(<"$queue/fua")" 1 fua
+expect_same "$(<"$queue/optimal_io_size")" $((256 << 10)) optimal_io_size
+expect_same "$(<"$queue/chunk_sectors")" 512 chunk_sectors
+size=$(<"$queue/logical_block_size")
+[[ $size == 512 || $size == 4096 ]] || die "logical_block_size is $size"
+# A request of that size works, directly.
+head -c "$size" /dev/urandom >"$TEST_DIR/data"
+dd if="$TEST_DIR/data" of="$device" bs="$size" seek=3 oflag=direct status=none
+dd if="$device" of="$TEST_DIR/back" bs="$size" skip=3 count=1 iflag=direct status=none
+expect_same_bytes "$TEST_DIR/data" "$TEST_DIR/back"
+# One hardware queue a CPU.
+expect_same "$(find "/sys/block/${device##*/}/mq" -mindepth 1 -maxdepth 1 | wc -l)" "$(nproc)" queues
+detach "$device"
