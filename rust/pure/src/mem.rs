@@ -61,7 +61,6 @@ mod imp {
     pub struct AllocError;
 
     /// Growable array over `std::vec::Vec`, growing only through `try_reserve`.
-    #[derive(Debug)]
     pub struct Vector<T>(Vec<T>);
 
     impl<T> Vector<T> {
@@ -108,6 +107,12 @@ mod imp {
 }
 
 pub use imp::{AllocError, Vector};
+
+impl<T: core::fmt::Debug> core::fmt::Debug for Vector<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
 
 impl<T> Default for Vector<T> {
     fn default() -> Self {

@@ -282,10 +282,11 @@ impl Header {
         }
     }
 
-    /// The same header for an image opened for writing: marked, and without the format
-    /// extension, which would not be valid any more.
+    /// The same header for an image opened for writing: marked, not called empty any more, and
+    /// without the format extension, which would not be valid any more.
     pub fn opened(mut self) -> Self {
         self.mark = Mark::InUse;
+        self.flags &= !FLAG_EMPTY;
         self.ext_offset = 0;
         self
     }
@@ -293,7 +294,9 @@ impl Header {
     /// The same header for an image closed cleanly; `is_empty` says that no entry is used.
     pub fn closed(mut self, is_empty: bool) -> Self {
         self.mark = Mark::Closed;
-        if !is_empty {
+        if is_empty {
+            self.flags |= FLAG_EMPTY;
+        } else {
             self.flags &= !FLAG_EMPTY;
         }
         self

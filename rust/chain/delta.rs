@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One delta: an image file, its format and its mark.
+//!
+//! Everything here sleeps and none of it runs while the device serves requests, except
+//! [`Delta::write_index`], whose callers are serialised by the engine's commit.
+
+use crate::{
+    error::{errno, Shown},
+    format::{
+        ploop1::{Expect, Ploop1},
+        raw::Raw,
+        Format,
+    },
+    io::{lock::ImageLock, lock::Images, Io},
+    sys::{
+        self,
+        file::{Access, File, Identity},
+        pages::{PageBuf, PAGE_BYTES},
+        prelude::*,
+    },
+};
+use core::ops::Range;
+use ploop_pure::{
+    abi,
+    check::{BatScan, Length, Problem, Usage},
+    layout::ploop1::Header,
+    units::{Cluster, ImageCluster, INDEX_PAGE_BYTES},
+};
+
+/// Index pages read at once.
+const READ_PAGES: usize = 32;
+/// Longest path that is shown.
+const PATH_BYTES: usize = 1024;
+
+/// How an image is to be opened; what ADD_DELTA says.
+#[derive(Clone, Copy)]
+pub(crate) struct OpenArgs {
+    /// `abi::FORMAT_*`.
+    pub(crate) format: u32,
+    /// For reading or for writing too.
+    pub(crate) access: Access,
+    /// What the image must look like.
+    pub(crate) expect: Expect,
+}
+
+/// What sysfs shows of a delta; fixed while it exists.
+pub(crate) struct Info {
+    /// Path of the image when it was added.
+    pub(crate) path: KVec<u8>,
+    /// The image file.
+    pub(crate) identity: Identity,
+    /// Name of the format.
+    pub(crate) format: &'static str,
+    /// Name of the io engine.
+    pub(crate) io: &'static str,
+    /// Whether the delta is read-only.
+    pub(crate) read_only: bool,
+}
+
+/// A delta of a device.
+pub(crate) struct Delta {
+    io: Io,
+    format: Format,
+    args: OpenArgs,
+    /// The in-use mark on disk is ours. Changed under the device's control lock only.
+    is_marked: Atomic<bool>,
+    /// It could not be closed cleanly: it is left as it is until it has been opened anew.
+    is_spoiled: Atomic<bool>,
+    info: Arc<Info>,
+    _lock: ImageLock,
+}
+
+impl Delta {
+    /// Opens, locks and judges the image behind `user`; with write access, marks it in use.
+    pub(crate) fn open(
+        user: &File,
+        args: OpenArgs,
+        images: &Arc<Images>,
+        device: u32,
+    ) -> Result<Self> {
+        let io = Io::open(user, args.access)?;
+        let lock = images.lock(io.as_file(), args.access, device)?;
+        let format = Self::parse(&io, args, device)?;
+        let info = Info::new(&io, &format, args.access)?;
+        let delta = Self {
+            io,
+            format,
+            args,
+            is_marked: Atomic::new(false),
+            is_spoiled: Atomic::new(false),
+            info: Arc::new(info, GFP_KERNEL)?,
+            _lock: lock,
+        };
+        // The index is judged before anything is written.
+        if let Format::Ploop1(_) = delta.format {
+            delta.scan_index(device, |_, _| Ok(()))?;
+        }
+        delta.mark(device)?;
+        Ok(delta)
+    }
+
+    fn parse(io: &Io, args: OpenArgs, device: u32) -> Result<Format> {
+        let len = io.len()?;
+        match args.format {
+            abi::FORMAT_RAW => Raw::new(len, args.expect.cluster_log)
+                .map(Format::Raw)
+                .inspect_err(|_| pr_err!("ploop{device}: raw image: file length {len} or cluster size is not usable\n")),
+            abi::FORMAT_PLOOP1 => {
+                let mut buf = PageBuf::new(1)?;
+                io.read(0, &mut buf, 0..1)?;
+                let page = buf.page(0).ok_or(EINVAL)?;
+                Ploop1::parse(page, len, args.expect)
+                    .map(Format::Ploop1)
+                    .map_err(|problem| refuse(device, problem))
+            }
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// The format.
+    pub(crate) fn format(&self) -> &Format {
+        &self.format
+    }
+
+    /// The io.
+    pub(crate) fn io(&self) -> &Io {
+        &self.io
+    }
+
+    /// What sysfs shows.
+    pub(crate) fn info(&self) -> &Arc<Info> {
+        &self.info
+    }
+
+    /// Whether the delta may be written.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.args.access == Access::ReadWrite
+    }
+
+    /// The delta could not be closed cleanly.
+    pub(crate) fn spoil(&self) {
+        self.is_spoiled.store(true, Relaxed);
+    }
+
+    /// Whether the delta could not be closed cleanly.
+    pub(crate) fn is_spoiled(&self) -> bool {
+        self.is_spoiled.load(Relaxed)
+    }
+
+    /// Reads the whole index and judges every entry. `sink` gets each cluster that is mapped. The
+    /// first bad entry ends it with EINVAL and one line in the log; a killed caller with EINTR.
+    pub(crate) fn scan_index(
+        &self,
+        device: u32,
+        mut sink: impl FnMut(Cluster, ImageCluster) -> Result,
+    ) -> Result<Usage> {
+        let Format::Ploop1(format) = &self.format else {
+            return Err(EINVAL);
+        };
+        let header = *format.header();
+        let length = Length::judge(&header, self.io.len()?).map_err(|p| refuse(device, p))?;
+        super::check_memory(BatScan::memory_bytes(&header, length), device)?;
+        let mut scan = BatScan::new(header, length).map_err(errno)?;
+        let mut buf = PageBuf::new(READ_PAGES)?;
+        let nr_pages = header.nr_pages();
+        let mut first = 0;
+        while first < nr_pages {
+            if sys::is_killed() {
+                return Err(EINTR);
+            }
+            let nr = (nr_pages - first).min(READ_PAGES as u32) as usize;
+            let pos = u64::from(first) * INDEX_PAGE_BYTES;
+            if self.io.read(pos, &mut buf, 0..nr)? != nr * PAGE_BYTES {
+                return Err(EIO);
+            }
+            for (page_no, idx) in (first..).zip(0..nr) {
+                let slots = Ploop1::slots(buf.page(idx).ok_or(EINVAL)?)?;
+                scan.page(page_no, slots, |cluster, place| match place {
+                    Ok(at) => sink(cluster, at),
+                    Err(problem) => Err(refuse(device, problem)),
+                })?;
+            }
+            first += nr as u32;
+        }
+        Ok(scan.usage())
+    }
+
+    /// Marks a writable ploop1 image in use, durably, before its first change (ordering rule 6).
+    /// EINVAL if it is not the image any more that was opened.
+    pub(crate) fn mark(&self, device: u32) -> Result {
+        if self.is_spoiled() {
+            return Err(EIO);
+        }
+        if self.is_marked.load(Relaxed) || !self.is_writable() {
+            return Ok(());
+        }
+        let now = Self::parse(&self.io, self.args, device)?;
+        match (&now, &self.format) {
+            (Format::Ploop1(now), Format::Ploop1(then)) if now.is_same_layout(then) => {
+                if now.header().ext_offset != 0 {
+                    pr_notice!(
+                        "ploop{device}: the image's format extension (dirty bitmap) is dropped\n"
+                    );
+                }
+                self.write_header(now.header().opened())?;
+            }
+            (Format::Raw(now), Format::Raw(then)) if now.size_sectors() == then.size_sectors() => {}
+            (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {
+                pr_err!("ploop{device}: the image was changed while it was stopped\n");
+                return Err(EINVAL);
+            }
+        }
+        self.is_marked.store(true, Relaxed);
+        Ok(())
+    }
+
+    /// Clears the mark. The caller has made data, index and length durable before; nothing may
+    /// have failed (ordering rule 6).
+    pub(crate) fn unmark(&self, is_empty: bool) -> Result {
+        if !self.is_marked.load(Relaxed) {
+            return Ok(());
+        }
+        match &self.format {
+            Format::Ploop1(format) => {
+                self.write_header(format.header().opened().closed(is_empty))?;
+            }
+            Format::Raw(_) => self.io.sync()?,
+        }
+        self.is_marked.store(false, Relaxed);
+        Ok(())
+    }
+
+    /// Closes a delta that was never started, or not since it was closed: no entry has changed.
+    pub(crate) fn unmark_unused(&self, device: u32) -> Result {
+        if !self.is_marked.load(Relaxed) {
+            return Ok(());
+        }
+        let is_empty = match &self.format {
+            Format::Ploop1(_) => self.scan_index(device, |_, _| Ok(()))?.nr_used == 0,
+            Format::Raw(_) => false,
+        };
+        self.unmark(is_empty)
+    }
+
+    /// Writes the header, leaving the entries of its page as they are on disk, and syncs. Only
+    /// while nothing writes the index.
+    fn write_header(&self, header: Header) -> Result {
+        let mut buf = PageBuf::new(1)?;
+        if self.io.read(0, &mut buf, 0..1)? != PAGE_BYTES {
+            return Err(EIO);
+        }
+        Ploop1::put_header(buf.page_mut(0).ok_or(EINVAL)?, &header);
+        self.io.write(0, &buf, 0..1)?;
+        self.io.sync()
+    }
+
+    /// Composes index page `page_no` in page `idx` of `buf`; `lookup` gives the slot of each
+    /// cluster that this delta's index names.
+    pub(crate) fn encode_index(
+        &self,
+        page_no: u32,
+        buf: &mut PageBuf,
+        idx: usize,
+        lookup: impl Fn(Cluster) -> Option<ImageCluster>,
+    ) -> Result {
+        match &self.format {
+            Format::Ploop1(format) => {
+                let page = buf.page_mut(idx).ok_or(EINVAL)?;
+                format.encode_page(page_no, page, lookup)
+            }
+            Format::Raw(_) => Err(EINVAL),
+        }
+    }
+
+    /// Writes neighbouring index pages, from `page_no` on, from the pages `range` of `buf`.
+    pub(crate) fn write_index(&self, page_no: u32, buf: &PageBuf, range: Range<usize>) -> Result {
+        let pos = u64::from(page_no) * INDEX_PAGE_BYTES;
+        self.io.write(pos, buf, range)
+    }
+}
+
+impl Info {
+    fn new(io: &Io, format: &Format, access: Access) -> Result<Self> {
+        let mut buf = KVec::from_elem(0u8, PATH_BYTES, GFP_KERNEL)?;
+        let mut path = KVec::new();
+        match io.as_file().path(&mut buf) {
+            Ok(p) => path.extend_from_slice(p, GFP_KERNEL)?,
+            // Only shown, so a longer one does not matter.
+            Err(e) if Errno::NameTooLong.is(e) => {
+                path.extend_from_slice(b"(path too long)", GFP_KERNEL)?
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(Self {
+            path,
+            identity: io.as_file().identity()?,
+            format: format.name(),
+            io: io.name(),
+            read_only: access == Access::Read,
+        })
+    }
+}
+
+/// The one log line of an image that is refused, and its errno.
+fn refuse(device: u32, problem: Problem) -> Error {
+    pr_err!("ploop{device}: image refused: {}\n", Shown(problem));
+    errno(problem.into())
+}

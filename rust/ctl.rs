@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The table of devices, the control device, and the ioctls of disks.
+//!
+//! Locks, outermost first: the table's mutex, then a device's control lock.
+
+mod decode;
+
+use crate::{
+    device::Device,
+    io::lock::Images,
+    sys::{
+        self,
+        gen_disk::{Call, DiskRef, GenDisk, Numbers},
+        misc::{Control, ModulePin},
+        prelude::*,
+    },
+};
+use ploop_pure::abi;
+
+/// A device in the table.
+struct Slot {
+    index: u32,
+    disk: GenDisk<Device>,
+    /// Made by `CTL_ADD`: the module stays until `CTL_REMOVE`.
+    _pin: Option<ModulePin>,
+}
+
+/// All devices.
+#[pin_data]
+pub(crate) struct Registry {
+    images: Arc<Images>,
+    #[pin]
+    slots: Mutex<KVec<Slot>>,
+}
+
+impl Registry {
+    /// No devices.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let images = Arc::pin_init(Images::new(), GFP_KERNEL)?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                images,
+                slots <- new_mutex!(KVec::new()),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Removes all devices: the module is being unloaded, so none is open or has deltas.
+    pub(crate) fn close(&self) {
+        let slots = core::mem::take(&mut *self.slots.lock());
+        for slot in slots {
+            slot.disk.as_ref().driver().remove_folders();
+        }
+    }
+
+    /// Adds device `wanted`, or the lowest that does not exist. EEXIST, ERANGE.
+    fn add(&self, wanted: Option<u32>, pin: Option<ModulePin>) -> Result<u32> {
+        let mut slots = self.slots.lock();
+        let exists = |index| slots.iter().any(|s| s.index == index);
+        let index = match wanted {
+            Some(index) if exists(index) => return Err(EEXIST),
+            Some(index) => index,
+            None => (0..abi::DEVICES_MAX).find(|i| !exists(*i)).ok_or(ERANGE)?,
+        };
+        if index >= abi::DEVICES_MAX {
+            return Err(ERANGE);
+        }
+        slots.reserve(1, GFP_KERNEL)?;
+        let device = Device::new(index, self.images.clone())?;
+        let numbers = Numbers {
+            major: abi::MAJOR,
+            first_minor: index << abi::MINOR_SHIFT,
+            minors: abi::MINORS,
+            name: "ploop",
+            index,
+        };
+        let disk = GenDisk::add(device.clone(), &device.tags, &numbers)?;
+        if let Err(e) = Device::add_folders(disk.as_ref()) {
+            device.remove_folders();
+            return Err(e);
+        }
+        slots.push(
+            Slot {
+                index,
+                disk,
+                _pin: pin,
+            },
+            GFP_KERNEL,
+        )?;
+        Ok(index)
+    }
+
+    /// Removes device `index` if it has no deltas and is not open. ENODEV, EBUSY.
+    fn remove(&self, index: u32) -> Result {
+        let mut slots = self.slots.lock();
+        let at = slots.iter().position(|s| s.index == index).ok_or(ENODEV)?;
+        let slot = slots.get(at).ok_or(ENODEV)?;
+        Device::admit_remove(slot.disk.as_ref())?;
+        let slot = slots.remove(at).map_err(|_| ENODEV)?;
+        slot.disk.as_ref().driver().remove_folders();
+        Ok(())
+    }
+}
+
+impl Control for Registry {
+    fn ioctl(&self, cmd: u32, arg: usize) -> Result<c_int> {
+        if !sys::is_admin() {
+            return Err(EPERM);
+        }
+        match cmd {
+            abi::CTL_ADD => {
+                let mut device = decode::device_arg(arg)?;
+                let wanted = match device.index {
+                    -1 => None,
+                    index => Some(u32::try_from(index).map_err(|_| EINVAL)?),
+                };
+                let index = self.add(wanted, Some(ModulePin::new()?))?;
+                device.index = i32::try_from(index).map_err(|_| ERANGE)?;
+                if let Err(e) = decode::put(arg, &device) {
+                    // Nobody knows of it.
+                    let _ = self.remove(index);
+                    return Err(e);
+                }
+                Ok(0)
+            }
+            abi::CTL_REMOVE => {
+                let device = decode::device_arg(arg)?;
+                self.remove(u32::try_from(device.index).map_err(|_| EINVAL)?)?;
+                Ok(0)
+            }
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn probe(&self, minor: u32) {
+        // A failure shows as ENXIO of the open.
+        let _ = self.add(Some(minor >> abi::MINOR_SHIFT), None);
+    }
+}
+
+/// An ioctl on a disk.
+pub(crate) fn device_ioctl(disk: DiskRef<'_, Device>, call: Call) -> Result<c_int> {
+    let device = disk.driver();
+    if (call.cmd >> 8) & 0xff != abi::TYPE {
+        return Err(ENOTTY);
+    }
+    if !sys::is_admin() {
+        return Err(EPERM);
+    }
+    match call.cmd {
+        abi::ADD_DELTA => {
+            let (file, args, cookie) = decode::add_delta(call.arg)?;
+            Device::add_delta(disk, &file, args, cookie.as_ref())?;
+        }
+        abi::DEL_DELTA => device.del_delta(decode::level(call.arg)?)?,
+        abi::START => Device::start(disk)?,
+        abi::STOP if call.on_partition => return Err(ENODEV),
+        abi::STOP => Device::stop(disk)?,
+        abi::CLEAR => device.clear()?,
+        abi::SYNC => device.sync()?,
+        abi::GETDEVICE => {
+            let minor = device.lowest_idle()? << abi::MINOR_SHIFT;
+            decode::put(call.arg, &abi::GetDevice { minor, mbz: 0 })?;
+        }
+        _ => return Err(ENOTTY),
+    }
+    Ok(0)
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+//! User memory in and out. What comes in is checked here and nowhere else.
+
+use crate::{
+    chain::delta::OpenArgs,
+    format::ploop1::Expect,
+    sys::{
+        file::{Access, File},
+        prelude::*,
+    },
+};
+use ploop_pure::{abi, units::ClusterSize};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A structure at user address `arg`; EFAULT.
+fn get<T: FromBytes + IntoBytes>(arg: usize) -> Result<T> {
+    let mut value = T::new_zeroed();
+    let len = size_of::<T>();
+    UserSlice::new(UserPtr::from_addr(arg), len)
+        .reader()
+        .read_slice(value.as_mut_bytes())?;
+    Ok(value)
+}
+
+/// Puts a structure to user address `arg`; EFAULT.
+pub(super) fn put<T: IntoBytes + Immutable>(arg: usize, value: &T) -> Result {
+    UserSlice::new(UserPtr::from_addr(arg), size_of::<T>())
+        .writer()
+        .write_slice(value.as_bytes())
+}
+
+/// Argument of the control device's calls.
+pub(super) fn device_arg(arg: usize) -> Result<abi::DeviceArg> {
+    let device: abi::DeviceArg = get(arg)?;
+    if device == abi::DeviceArg::new(device.index) {
+        Ok(device)
+    } else {
+        Err(EINVAL)
+    }
+}
+
+/// Argument of DEL_DELTA.
+pub(super) fn level(arg: usize) -> Result<u32> {
+    get(arg)
+}
+
+/// Argument of ADD_DELTA: the caller's open file, how to open it, and a cookie.
+pub(super) fn add_delta(arg: usize) -> Result<(File, OpenArgs, Option<abi::Cookie>)> {
+    let ctl: abi::Ctl = get(arg)?;
+    let flags = abi::FLAG_RDONLY | abi::FLAG_COOKIE | abi::FLAG_ACCEPT_INUSE;
+    if ctl.chunks != 1 || ctl.flags & !flags != 0 || ctl.mbz1 != 0 || ctl.mbz2 != 0 {
+        return Err(EINVAL);
+    }
+    if ClusterSize::from_log(ctl.cluster_log).is_none() {
+        return Err(EINVAL);
+    }
+    if !matches!(ctl.format, abi::FORMAT_RAW | abi::FORMAT_PLOOP1) {
+        return Err(EINVAL);
+    }
+    let at = |offset| arg.checked_add(offset).ok_or(EFAULT);
+    let chunk: abi::Chunk = get(at(core::mem::offset_of!(abi::AddDelta, chunk))?)?;
+    let known_io = matches!(
+        chunk.io,
+        abi::IO_AUTO | abi::IO_DIRECT | abi::IO_NFS | abi::IO_KAIO
+    );
+    if !known_io || chunk.flags != 0 || chunk.offset != 0 || chunk.start != 0 || chunk.len != 0 {
+        return Err(EINVAL);
+    }
+    let cookie = if ctl.flags & abi::FLAG_COOKIE != 0 {
+        let mut cookie: abi::Cookie = get(at(core::mem::offset_of!(abi::AddDelta, cookie))?)?;
+        cookie[abi::COOKIE_LEN_MAX] = 0;
+        Some(cookie)
+    } else {
+        None
+    };
+    let access = if ctl.flags & abi::FLAG_RDONLY != 0 {
+        Access::Read
+    } else {
+        Access::ReadWrite
+    };
+    let accept_in_use = ctl.flags & abi::FLAG_ACCEPT_INUSE != 0;
+    if accept_in_use && access != Access::Read {
+        return Err(EINVAL);
+    }
+    let file = File::from_fd(chunk.fd)?;
+    if file.access() != Some(access) {
+        return Err(EINVAL);
+    }
+    let args = OpenArgs {
+        format: ctl.format,
+        access,
+        expect: Expect {
+            cluster_log: ctl.cluster_log,
+            accept_in_use,
+        },
+    };
+    Ok((file, args, cookie))
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One ploopN: its deltas, its state, and the calls that change them.
+//!
+//! Locks, outermost first: `control` is held over a whole control call; then the disk's open lock,
+//! then the frozen queue. `view` is a leaf and is all that readers of sysfs take, so a folder
+//! may be removed under `control`.
+
+pub(crate) mod show;
+
+use crate::{
+    chain::{
+        delta::{Delta, Info, OpenArgs},
+        Chain,
+    },
+    disk::{self, QUEUE_DEPTH},
+    engine::{Closed, Engine},
+    error::refusal,
+    io::lock::Images,
+    sys::{
+        file::File,
+        frozen::{FrozenCell, Handler},
+        gen_disk::{DiskRef, Limits},
+        misc::ModulePin,
+        mq::TagSet,
+        prelude::*,
+        work::Workqueue,
+    },
+};
+use ploop_pure::{
+    abi,
+    lifecycle::{admit, Call, State},
+};
+
+/// What only control calls touch.
+struct Control {
+    deltas: KVec<Arc<Delta>>,
+    folders: show::Folders,
+    engine: Option<Arc<Engine<Device>>>,
+    /// Held while there are deltas.
+    pin: Option<ModulePin>,
+    /// The disk is going away.
+    is_removed: bool,
+}
+
+/// What sysfs shows.
+#[derive(Clone)]
+pub(crate) struct View {
+    engine: Option<Arc<Engine<Device>>>,
+    version: u32,
+    cluster_sectors: u32,
+    cookie: abi::Cookie,
+}
+
+impl View {
+    const EMPTY: Self = Self {
+        engine: None,
+        version: 0,
+        cluster_sectors: 0,
+        cookie: [0; 64],
+    };
+}
+
+/// A device. It exists as long as its disk.
+#[pin_data]
+pub(crate) struct Device {
+    index: u32,
+    images: Arc<Images>,
+    /// What requests use; set while the device runs.
+    engine: FrozenCell<Option<Arc<Engine<Device>>>>,
+    #[pin]
+    control: Mutex<Control>,
+    #[pin]
+    view: Mutex<View>,
+    #[pin]
+    infos: Mutex<KVec<Arc<Info>>>,
+    #[pin]
+    pub(crate) tags: TagSet<Device>,
+    workers: Arc<Workqueue>,
+}
+
+impl Device {
+    /// A device without deltas.
+    pub(crate) fn new(index: u32, images: Arc<Images>) -> Result<Arc<Self>> {
+        let control = Control {
+            deltas: KVec::new(),
+            folders: show::Folders::new(),
+            engine: None,
+            pin: None,
+            is_removed: false,
+        };
+        let workers = Arc::new(Workqueue::new(c"ploop")?, GFP_KERNEL)?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                index,
+                images,
+                engine: FrozenCell::new(None),
+                control <- new_mutex!(control),
+                view <- new_mutex!(View::EMPTY),
+                infos <- new_mutex!(KVec::new()),
+                tags <- TagSet::new(QUEUE_DEPTH),
+                workers,
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Where handlers and work items run.
+    pub(crate) fn workqueue(&self) -> &Workqueue {
+        &self.workers
+    }
+
+    /// The engine, for a request's handler; none while the device is stopped.
+    pub(crate) fn engine<'a>(&'a self, handler: &'a Handler<'_>) -> Option<&'a Arc<Engine<Self>>> {
+        self.engine.get(handler)?.as_ref()
+    }
+
+    /// GETDEVICE: the lowest number whose device has no deltas. Another caller may get it too.
+    pub(crate) fn lowest_idle(&self) -> Result<u32> {
+        self.images
+            .lowest_idle_device(abi::DEVICES_MAX)
+            .ok_or(ERANGE)
+    }
+
+    /// Makes the folders of a device in sysfs, after its disk was added.
+    pub(crate) fn add_folders(disk: DiskRef<'_, Self>) -> Result {
+        disk.driver().control.lock().folders.add_state(disk)
+    }
+
+    /// Removes all folders, before the disk goes.
+    pub(crate) fn remove_folders(&self) {
+        let folders = {
+            let mut control = self.control.lock();
+            core::mem::replace(&mut control.folders, show::Folders::new())
+        };
+        drop(folders);
+    }
+
+    /// ADD_DELTA: opens the image of `file` as the new top.
+    pub(crate) fn add_delta(
+        disk: DiskRef<'_, Self>,
+        file: &File,
+        args: OpenArgs,
+        cookie: Option<&abi::Cookie>,
+    ) -> Result {
+        let this = disk.driver();
+        let mut control = this.control.lock();
+        if control.is_removed {
+            return Err(ENODEV);
+        }
+        admit(control.state(), Call::AddDelta).map_err(refusal)?;
+        if !control.deltas.is_empty() {
+            // A second level: chains are loaded, shown and written by the level's delta only.
+            return Err(Errno::OpNotSupp.error());
+        }
+        let pin = ModulePin::new()?;
+        let delta = Arc::new(
+            Delta::open(file, args, &this.images, this.index)?,
+            GFP_KERNEL,
+        )?;
+        let level = control.deltas.len();
+        let added = control
+            .folders
+            .add_delta(level)
+            .and_then(|()| Ok(this.infos.lock().push(delta.info().clone(), GFP_KERNEL)?))
+            .and_then(|()| Ok(control.deltas.push(delta.clone(), GFP_KERNEL)?));
+        if let Err(e) = added {
+            this.forget(&mut control, level);
+            // Nothing was written since it was marked; on failure the mark stays.
+            let _ = delta.unmark_unused(this.index);
+            return Err(e);
+        }
+        control.pin = Some(pin);
+        let mut view = this.view.lock();
+        view.version = delta.format().version();
+        view.cluster_sectors = delta.format().cluster().sectors();
+        if let Some(cookie) = cookie {
+            view.cookie = *cookie;
+        }
+        Ok(())
+    }
+
+    /// Drops what is known of the deltas from level `keep` on.
+    fn forget(&self, control: &mut Control, keep: usize) {
+        self.infos.lock().truncate(keep);
+        control.folders.truncate(keep);
+        control.deltas.truncate(keep);
+        if keep == 0 {
+            *self.view.lock() = View::EMPTY;
+            control.pin = None;
+        }
+    }
+
+    /// START: from here on requests are served.
+    pub(crate) fn start(disk: DiskRef<'_, Self>) -> Result {
+        let this = disk.driver();
+        let mut control = this.control.lock();
+        admit(control.state(), Call::Start).map_err(refusal)?;
+        let mut deltas = KVec::with_capacity(control.deltas.len(), GFP_KERNEL)?;
+        for delta in &control.deltas {
+            delta.mark(this.index)?;
+            deltas.push(delta.clone(), GFP_KERNEL)?;
+        }
+        let chain = Chain::load(deltas, this.index)?;
+        let engine = Engine::new(this.index, chain, this.workers.clone())?;
+        let chain = &engine.chain;
+        disk.set_limits(disk::limits(&engine))?;
+        disk.set_read_only(!chain.top().is_some_and(|top| top.is_writable()));
+        let swapped = disk.frozen(|frozen| this.engine.replace(frozen, Some(engine.clone())));
+        if swapped.is_err() {
+            return Err(EINVAL);
+        }
+        this.view.lock().engine = Some(engine.clone());
+        disk.set_capacity(chain.size_sectors());
+        control.engine = Some(engine);
+        // A disk without a partition table, or with a bad one, is as good as any.
+        let _ = disk.open_lock().rescan_partitions(false);
+        disk.notify_change();
+        Ok(())
+    }
+
+    /// STOP: EBUSY while anybody but the caller has the disk or a partition open. Data, index and
+    /// header are durable when this succeeds; if it fails with another error than EBUSY or EINVAL
+    /// the device is stopped but its image keeps the mark.
+    pub(crate) fn stop(disk: DiskRef<'_, Self>) -> Result {
+        let this = disk.driver();
+        let mut control = this.control.lock();
+        let call = |openers| Call::Stop { openers };
+        admit(control.state(), call(disk.openers())).map_err(refusal)?;
+        // What was written through the page cache of the disk. A failure has been reported to who
+        // wrote it, or will show as a poisoned image; it must not keep the device from stopping.
+        let _ = disk.sync_and_invalidate();
+        {
+            let open = disk.open_lock();
+            admit(control.state(), call(disk.openers())).map_err(refusal)?;
+            // Who opens the disk from here on finds it empty.
+            disk.set_capacity(0);
+            let _ = open.rescan_partitions(true);
+        }
+        let swapped = disk.frozen(|frozen| this.engine.replace(frozen, None));
+        this.view.lock().engine = None;
+        control.engine = None;
+        let Ok(Some(engine)) = swapped else {
+            return Err(EINVAL);
+        };
+        engine.quiet();
+        let closed = engine
+            .close()
+            .and_then(|closed| match (closed, engine.chain.top()) {
+                (Closed::Clean { is_empty }, Some(top)) => top.unmark(is_empty),
+                (Closed::ReadOnly, _) | (_, None) => Ok(()),
+            });
+        disk.set_read_only(false);
+        let _ = disk.set_limits(Limits::NONE);
+        disk.notify_change();
+        closed.inspect_err(|e| {
+            if let Some(top) = engine.chain.top() {
+                top.spoil();
+            }
+            pr_err!(
+                "ploop{}: image could not be closed cleanly (errno {}): it stays marked in use\n",
+                this.index,
+                e.to_errno()
+            );
+        })
+    }
+
+    /// CLEAR: drops the deltas of a stopped device. One that was never started, or not since it
+    /// was stopped, is closed cleanly; a poisoned one keeps its mark.
+    pub(crate) fn clear(&self) -> Result {
+        let mut control = self.control.lock();
+        admit(control.state(), Call::Clear).map_err(refusal)?;
+        self.drop_from(&mut control, 0);
+        Ok(())
+    }
+
+    /// DEL_DELTA of a stopped device.
+    pub(crate) fn del_delta(&self, level: u32) -> Result {
+        let mut control = self.control.lock();
+        admit(control.state(), Call::DelDelta(level)).map_err(refusal)?;
+        // There is one level, and `admit` has found it.
+        self.drop_from(&mut control, 0);
+        Ok(())
+    }
+
+    fn drop_from(&self, control: &mut Control, keep: usize) {
+        for delta in control.deltas.iter().skip(keep) {
+            if !delta.is_spoiled() {
+                // On failure the mark stays, which is what it is for.
+                let _ = delta.unmark_unused(self.index);
+            }
+        }
+        self.forget(control, keep);
+    }
+
+    /// SYNC: makes data and index of the top durable.
+    pub(crate) fn sync(&self) -> Result {
+        let control = self.control.lock();
+        admit(control.state(), Call::Sync).map_err(refusal)?;
+        match &control.engine {
+            Some(engine) if engine.chain.top().is_some_and(|t| t.is_writable()) => engine.commit(),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Decides whether the device itself may be removed; if so, the caller removes it, and who
+    /// opens it until then can do nothing with it.
+    pub(crate) fn admit_remove(disk: DiskRef<'_, Self>) -> Result {
+        let mut control = disk.driver().control.lock();
+        let openers = disk.openers();
+        admit(control.state(), Call::Remove { openers }).map_err(refusal)?;
+        control.is_removed = true;
+        Ok(())
+    }
+}
+
+impl Control {
+    fn state(&self) -> State {
+        let nr_deltas = self.deltas.len();
+        match (&self.engine, nr_deltas) {
+            (Some(_), _) => State::Running { nr_deltas },
+            (None, 0) => State::Empty,
+            (None, _) => State::Stopped { nr_deltas },
+        }
+    }
+}

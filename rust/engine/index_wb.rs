@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Commits: data and index made durable, for all who wait for it at once.
+//!
+//! The order is [`ploop_pure::commit`]'s. One commit runs at a time, under the mutex `commit`,
+//! which also owns the copies of index pages: so never are two writes of one page in flight.
+//! Flushes that arrive while a commit runs wait for the next: it must see all that was
+//! published before they came.
+
+use super::{
+    lockout::{wake, wake_failed},
+    Disk, Engine, Phase,
+};
+use crate::sys::{
+    mq::{noio, Request},
+    pages::PageBuf,
+    prelude::*,
+    work::Work,
+};
+use core::ops::Range;
+use ploop_pure::commit::{Action, Commit, Event};
+
+/// Milliseconds after which an entry is written even if nobody asks.
+pub(crate) const COMMIT_DELAY_MS: u32 = 5000;
+
+impl<D: Disk> Engine<D> {
+    /// Puts a flush, or a write with FUA that has written its data, among those who wait for the
+    /// next commit.
+    pub(super) fn join_commit(self: &Arc<Self>, mut rq: Request<D>) {
+        rq.pdu().phase = Phase::Done;
+        self.slow.lock().commit_waiters.push_back(rq);
+        Work::queue(self.clone(), |e| &e.commit_now, &self.workers, 0);
+    }
+
+    /// Sees to it that a dirty page is written before long.
+    pub(super) fn commit_soon(self: &Arc<Self>) {
+        Work::queue(
+            self.clone(),
+            |e| &e.commit_later,
+            &self.workers,
+            COMMIT_DELAY_MS,
+        );
+    }
+
+    /// The work item: a commit for all who wait now.
+    pub(super) fn run_commit(self: Arc<Self>) {
+        let waiters = {
+            let mut slow = self.slow.lock();
+            if slow.commit_waiters.is_empty() && slow.dirty.is_clean() {
+                return;
+            }
+            slow.commit_waiters.take()
+        };
+        match noio(|| self.commit()) {
+            Ok(()) => wake(waiters),
+            Err(e) => wake_failed(waiters, e),
+        }
+    }
+
+    /// Makes all data written and all entries published before this call durable. On failure the
+    /// image is poisoned: what is on disk is not known any more, so nothing is written to it until
+    /// it has been closed and checked; its mark stays.
+    pub(crate) fn commit(&self) -> Result {
+        let top = self.chain.top().ok_or(EIO)?;
+        let mut buf = self.commit.lock();
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
+        let (mut commit, mut action) = Commit::start();
+        let mut error = EIO;
+        loop {
+            let result = match action {
+                Action::Copy { cursor } => match self.copy_batch(cursor, &mut buf) {
+                    Ok(event) => {
+                        action = commit.next(event);
+                        continue;
+                    }
+                    Err(e) => Err(e),
+                },
+                Action::SyncData => top.io().sync(),
+                Action::WriteIndex => self.write_batch(&buf),
+                Action::SyncIndex => top
+                    .io()
+                    .sync()
+                    .inspect(|()| self.slow.lock().dirty.settle(true)),
+                Action::Done => {
+                    self.stats.commits.add(1, Relaxed);
+                    return Ok(());
+                }
+                Action::Fail => {
+                    self.poison(error);
+                    return Err(error);
+                }
+            };
+            let event = result.map_or_else(
+                |e| {
+                    error = e;
+                    Event::Failed
+                },
+                |()| Event::Ok,
+            );
+            action = commit.next(event);
+        }
+    }
+
+    /// Moves dirty pages into flight and copies them from the map, which may change meanwhile:
+    /// what is published later makes its page dirty again.
+    fn copy_batch(&self, cursor: u32, buf: &mut PageBuf) -> Result<Event> {
+        let top = self.chain.top().ok_or(EIO)?;
+        let (pages, nr, next) = {
+            let mut slow = self.slow.lock();
+            let next = slow.dirty.take_batch(cursor);
+            let mut pages = [0; ploop_pure::index::BATCH_MAX];
+            let batch = slow.dirty.batch();
+            for (to, from) in pages.iter_mut().zip(batch) {
+                *to = *from;
+            }
+            (pages, batch.len(), next)
+        };
+        for (idx, page_no) in pages.into_iter().take(nr).enumerate() {
+            top.encode_index(page_no, buf, idx, |c| self.chain.slot_in_top(c))?;
+        }
+        Ok(Event::Copied { nr, next })
+    }
+
+    /// Writes the copies, neighbouring pages at once.
+    fn write_batch(&self, buf: &PageBuf) -> Result {
+        let top = self.chain.top().ok_or(EIO)?;
+        let mut run: Option<(u32, Range<usize>)> = None;
+        // The batch changes only under the mutex that our caller holds.
+        for idx in 0..buf.len() {
+            let page_no = self.slow.lock().dirty.batch().get(idx).copied();
+            let Some(page_no) = page_no else { break };
+            self.stats.index_pages.add(1, Relaxed);
+            match &mut run {
+                Some((first, range)) if *first + range.len() as u32 == page_no => range.end += 1,
+                other => {
+                    if let Some((first, range)) = other.replace((page_no, idx..idx + 1)) {
+                        top.write_index(first, buf, range)?;
+                    }
+                }
+            }
+        }
+        match run {
+            Some((first, range)) => top.write_index(first, buf, range),
+            None => Ok(()),
+        }
+    }
+
+    fn poison(&self, error: Error) {
+        self.slow.lock().dirty.settle(false);
+        if !self.is_poisoned.xchg(true, Full) {
+            pr_err!(
+                "ploop{}: writing or syncing the image failed (errno {}): writes are refused until it is detached and checked\n",
+                self.device,
+                error.to_errno()
+            );
+        }
+    }
+}

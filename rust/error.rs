@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Faults of pure code as errnos, in one place.
+
+use crate::sys::prelude::*;
+use ploop_pure::{check::Problem, lifecycle::Refusal};
+
+/// A problem, to be printed: the kernel has a `Display` of its own.
+pub(crate) struct Shown(pub(crate) Problem);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        core::fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The errno of a fault that pure code found.
+pub(crate) fn errno(e: ploop_pure::Error) -> Error {
+    match e {
+        ploop_pure::Error::NoMemory => ENOMEM,
+        ploop_pure::Error::Overflow | ploop_pure::Error::Invalid => EINVAL,
+        ploop_pure::Error::Image(Problem::InUse) | ploop_pure::Error::Busy => EBUSY,
+        ploop_pure::Error::Image(_) => EINVAL,
+        ploop_pure::Error::NotFound => ENOENT,
+        ploop_pure::Error::TooBig => EFBIG,
+    }
+}
+
+/// The errno of a control call that is not admitted.
+pub(crate) fn refusal(r: Refusal) -> Error {
+    match r {
+        Refusal::Busy => EBUSY,
+        Refusal::NotFound => ENOENT,
+        Refusal::Invalid => EINVAL,
+    }
+}

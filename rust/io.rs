@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+//! How bytes reach an image file. Knows nothing of formats, chains and devices.
+//!
+//! Positions are bytes in the image file. Everything but [`Io::submit`] sleeps until it is done.
+//! Nothing here is durable before [`Io::sync`] has returned, except a `submit` that asks for it.
+
+pub(crate) mod file;
+pub(crate) mod lock;
+
+use crate::sys::{
+    file::{Access, File, Kind, Mode},
+    mq::{Driver, Request, Sync},
+    pages::PageBuf,
+    prelude::*,
+};
+use core::ops::Range;
+
+/// An open image file.
+pub(crate) enum Io {
+    /// Through the file system, or the page cache of a block device, that holds the file.
+    File(file::FileIo),
+}
+
+impl Io {
+    /// Opens the image that `user` is an open file of, for ourselves.
+    pub(crate) fn open(user: &File, access: Access) -> Result<Self> {
+        file::FileIo::open(user, access).map(Self::File)
+    }
+
+    fn file(&self) -> &file::FileIo {
+        match self {
+            Self::File(io) => io,
+        }
+    }
+
+    /// The open file, for locks and names.
+    pub(crate) fn as_file(&self) -> &File {
+        self.file().as_file()
+    }
+
+    /// Name of the engine, as in sysfs: OpenVZ's word where it has one.
+    pub(crate) fn name(&self) -> &'static str {
+        match (self.file().as_file().kind(), self.file().as_file().mode()) {
+            (Kind::Block, _) => "bdev",
+            (Kind::Regular | Kind::Other, Mode::Direct) => "direct",
+            (Kind::Regular | Kind::Other, Mode::Buffered) => "buffered",
+        }
+    }
+
+    /// Smallest unit of I/O in bytes.
+    pub(crate) fn block_bytes(&self) -> u32 {
+        self.file().block_bytes()
+    }
+
+    /// Length of the file in bytes, asked for anew.
+    pub(crate) fn len(&self) -> Result<u64> {
+        self.file().as_file().len()
+    }
+
+    /// Reads whole pages; fewer bytes only at the end of the file.
+    pub(crate) fn read(&self, pos: u64, buf: &mut PageBuf, pages: Range<usize>) -> Result<usize> {
+        self.file().as_file().read_pages(pos, buf, pages)
+    }
+
+    /// Writes whole pages.
+    pub(crate) fn write(&self, pos: u64, buf: &PageBuf, pages: Range<usize>) -> Result {
+        self.file().as_file().write_pages(pos, buf, pages)
+    }
+
+    /// Makes all data written and the file's length durable.
+    pub(crate) fn sync(&self) -> Result {
+        self.file().as_file().sync()
+    }
+
+    /// Grows the file from the length `range.start` to `range.end`; the new part reads as zeros.
+    pub(crate) fn grow(&self, range: Range<u64>) -> Result {
+        self.file().grow(range)
+    }
+
+    /// Cuts the file to `len` bytes.
+    pub(crate) fn cut(&self, len: u64) -> Result {
+        self.file().as_file().truncate(len)
+    }
+
+    /// Makes `range` read as zeros, giving its space back where the file system can.
+    pub(crate) fn punch(&self, range: Range<u64>) -> Result {
+        self.file().as_file().punch(range)
+    }
+
+    /// Moves a request's data; see [`Request::submit`].
+    pub(crate) fn submit<D: Driver>(&self, rq: Request<D>, pos: u64, skip: usize, sync: Sync) {
+        rq.submit(self.file().as_file(), pos, skip, sync);
+    }
+}

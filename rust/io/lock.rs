@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Who holds an image: a table of this module's own users, and QEMU's byte locks against others.
+//!
+//! Locks: the table's mutex is a leaf.
+
+use crate::sys::{
+    file::{Access, File},
+    prelude::*,
+};
+
+/// QEMU: the holder writes to the image.
+const BYTE_WRITES: u8 = 101;
+/// QEMU: the holder changes the image's length.
+const BYTE_RESIZES: u8 = 103;
+/// QEMU: the holder reads the image and needs it to make sense.
+const BYTE_READS: u8 = 100;
+/// QEMU: the holder wants nobody else to write.
+const BYTE_DENIES_WRITE: u8 = 201;
+/// QEMU: the holder wants nobody else to change the length.
+const BYTE_DENIES_RESIZE: u8 = 203;
+
+/// What the holder of an image does with it.
+const SHOWN_TO_READ: [u8; 3] = [BYTE_READS, BYTE_DENIES_WRITE, BYTE_DENIES_RESIZE];
+const SHOWN_TO_WRITE: [u8; 5] = [
+    BYTE_READS,
+    BYTE_WRITES,
+    BYTE_RESIZES,
+    BYTE_DENIES_WRITE,
+    BYTE_DENIES_RESIZE,
+];
+/// What nobody else may be doing then.
+const EXCLUDED_BY_READ: [u8; 2] = [BYTE_WRITES, BYTE_RESIZES];
+const EXCLUDED_BY_WRITE: [u8; 4] = [
+    BYTE_WRITES,
+    BYTE_RESIZES,
+    BYTE_DENIES_WRITE,
+    BYTE_DENIES_RESIZE,
+];
+
+struct User {
+    inode_key: usize,
+    access: Access,
+    device: u32,
+}
+
+/// The images that this module has open, by inode: one writer or many readers each.
+#[pin_data]
+pub(crate) struct Images {
+    #[pin]
+    users: Mutex<KVec<User>>,
+}
+
+impl Images {
+    /// No image is open.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            users <- new_mutex!(KVec::new()),
+        })
+    }
+
+    /// The lowest of `nr` device numbers whose device has no image.
+    pub(crate) fn lowest_idle_device(&self, nr: u32) -> Option<u32> {
+        let users = self.users.lock();
+        (0..nr).find(|i| users.iter().all(|u| u.device != *i))
+    }
+
+    /// Takes the image for device `device`, or says who has it and returns EBUSY. `file` must be
+    /// an own open file of the device; the locks end when it is dropped.
+    pub(crate) fn lock(
+        self: &Arc<Self>,
+        file: &File,
+        access: Access,
+        device: u32,
+    ) -> Result<ImageLock> {
+        let inode_key = file.inode_key();
+        {
+            let mut users = self.users.lock();
+            let writes = |a| a == Access::ReadWrite;
+            let other = users
+                .iter()
+                .find(|u| u.inode_key == inode_key && (writes(u.access) || writes(access)));
+            if let Some(user) = other {
+                pr_err!("ploop{device}: image is in use by ploop{}\n", user.device);
+                return Err(EBUSY);
+            }
+            let user = User {
+                inode_key,
+                access,
+                device,
+            };
+            users.push(user, GFP_KERNEL)?;
+        }
+        // From here on the table is given back by drop.
+        let lock = ImageLock {
+            images: self.clone(),
+            inode_key,
+            device,
+        };
+        lock_against_others(file, access, device)?;
+        Ok(lock)
+    }
+}
+
+/// An image taken in the table.
+pub(crate) struct ImageLock {
+    images: Arc<Images>,
+    inode_key: usize,
+    device: u32,
+}
+
+impl Drop for ImageLock {
+    fn drop(&mut self) {
+        let mut users = self.images.users.lock();
+        let idx = users
+            .iter()
+            .position(|u| u.inode_key == self.inode_key && u.device == self.device);
+        if let Some(idx) = idx {
+            // Found just now.
+            let _ = users.remove(idx);
+        }
+    }
+}
+
+/// Takes QEMU's locks: first shows what we do, then looks whether anybody does what that excludes.
+/// Two at once may both be refused; never are both let in.
+fn lock_against_others(file: &File, access: Access, device: u32) -> Result {
+    let (shown, excluded): (&[u8], &[u8]) = match access {
+        Access::Read => (&SHOWN_TO_READ, &EXCLUDED_BY_READ),
+        Access::ReadWrite => (&SHOWN_TO_WRITE, &EXCLUDED_BY_WRITE),
+    };
+    for byte in shown {
+        match file.lock_byte(*byte) {
+            Ok(()) => {}
+            // Some network file systems have no locks. So has QEMU nothing to go by there.
+            Err(e)
+                if [Errno::OpNotSupp, Errno::NoLocks, Errno::NoSys]
+                    .iter()
+                    .any(|n| n.is(e)) =>
+            {
+                pr_notice!(
+                    "ploop{device}: the image's file system has no locks: QEMU is not kept out\n"
+                );
+                return Ok(());
+            }
+            Err(e) => {
+                pr_err!("ploop{device}: image is locked by another program (byte {byte})\n");
+                return Err(if e == EAGAIN { EBUSY } else { e });
+            }
+        }
+    }
+    for byte in excluded {
+        if let Some(pid) = file.byte_locked_by(*byte) {
+            pr_err!(
+                "ploop{device}: image is open in another program, pid {pid} (lock byte {byte})\n"
+            );
+            return Err(EBUSY);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Disks: `struct gendisk`, its limits, capacity, openers and ioctls.
+
+use super::{
+    bindings,
+    frozen::QueueFrozen,
+    mq::{Driver, TagSet},
+    Table, DISKS,
+};
+use crate::THIS_MODULE;
+use core::{marker::PhantomData, ptr, ptr::NonNull};
+use kernel::{
+    error::{from_err_ptr, to_result},
+    fmt,
+    prelude::*,
+    static_lock_class,
+    str::NullTerminatedFormatter,
+    sync::Arc,
+};
+
+/// An ioctl on a disk or one of its partitions.
+pub(crate) struct Call {
+    /// Number.
+    pub(crate) cmd: u32,
+    /// Argument, a user pointer for most numbers.
+    pub(crate) arg: usize,
+    /// It came through a partition's node.
+    pub(crate) on_partition: bool,
+}
+
+/// A driver whose disks take ioctls.
+pub(crate) trait BlockDevice: Driver {
+    /// Answers an ioctl; runs in the caller's process and may sleep.
+    fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int>;
+}
+
+/// The limits that depend on the image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Smallest unit of I/O in bytes, 512 or 4096.
+    pub(crate) logical_block: u32,
+    /// Requests never cross a multiple of this many sectors; 0: they may.
+    pub(crate) chunk_sectors: u32,
+    /// Preferred I/O in bytes.
+    pub(crate) io_opt: u32,
+}
+
+/// Most sectors of one request: 1280 KiB, as loop has.
+const REQUEST_SECTORS_MAX: u32 = 2560;
+/// Most segments of one request.
+const SEGMENTS_MAX: u16 = 256;
+
+impl Limits {
+    /// Those of a disk without image.
+    pub(crate) const NONE: Self = Self {
+        logical_block: 512,
+        chunk_sectors: 0,
+        io_opt: 0,
+    };
+
+    fn to_raw(self) -> bindings::queue_limits {
+        bindings::queue_limits {
+            logical_block_size: self.logical_block,
+            physical_block_size: 4096,
+            io_min: 4096,
+            io_opt: self.io_opt,
+            chunk_sectors: self.chunk_sectors,
+            max_hw_sectors: REQUEST_SECTORS_MAX,
+            max_segments: SEGMENTS_MAX,
+            dma_alignment: bindings::SECTOR_SIZE - 1,
+            features: bindings::BLK_FEAT_WRITE_CACHE | bindings::BLK_FEAT_FUA,
+            ..pin_init::zeroed()
+        }
+    }
+}
+
+/// Numbers and name of a disk.
+pub(crate) struct Numbers<'a> {
+    /// Block major.
+    pub(crate) major: u32,
+    /// First minor.
+    pub(crate) first_minor: u32,
+    /// Minors, partitions included.
+    pub(crate) minors: u32,
+    /// Name below `/dev`, followed by `index`.
+    pub(crate) name: &'a str,
+    /// Number of the disk.
+    pub(crate) index: u32,
+}
+
+/// A disk that exists. Dropping it removes it; its driver lives until the last user is gone.
+///
+/// # Invariants
+///
+/// The pointer is a disk that `add` added; its `private_data` and `queuedata` are an `Arc<D>`.
+pub(crate) struct GenDisk<D: BlockDevice>(NonNull<bindings::gendisk>, PhantomData<Arc<D>>);
+
+// SAFETY: The C functions used are thread-safe.
+unsafe impl<D: BlockDevice> Send for GenDisk<D> {}
+// SAFETY: As above.
+unsafe impl<D: BlockDevice> Sync for GenDisk<D> {}
+
+impl<D: BlockDevice> GenDisk<D> {
+    /// Adds a disk of capacity 0 that runs on `set`, a part of `driver`.
+    pub(crate) fn add(driver: Arc<D>, set: &TagSet<D>, numbers: &Numbers<'_>) -> Result<Self> {
+        let data = Arc::into_raw(driver);
+        let mut lim = Limits::NONE.to_raw();
+        // SAFETY: A live tag set, valid limits and key.
+        let disk = from_err_ptr(unsafe {
+            bindings::__blk_mq_alloc_disk(
+                set.as_ptr(),
+                &mut lim,
+                data.cast_mut().cast(),
+                static_lock_class!().as_ptr(),
+            )
+        });
+        let added = disk.and_then(|disk| {
+            Self::fill(disk, data, numbers).inspect_err(|_| {
+                // SAFETY: Never added, so this frees it without calling `free_disk`.
+                unsafe { bindings::put_disk(disk) };
+            })
+        });
+        match added {
+            Ok(disk) => {
+                DISKS.add();
+                // INVARIANT: Added with `data`.
+                Ok(Self(disk, PhantomData))
+            }
+            Err(e) => {
+                // SAFETY: Nobody took the reference.
+                drop(unsafe { Arc::from_raw(data) });
+                Err(e)
+            }
+        }
+    }
+
+    fn fill(
+        disk: *mut bindings::gendisk,
+        data: *const D,
+        numbers: &Numbers<'_>,
+    ) -> Result<NonNull<bindings::gendisk>> {
+        // SAFETY: The disk is only ours until it is added.
+        let d = unsafe { &mut *disk };
+        d.fops = &Fops::<D>::TABLE.0;
+        d.private_data = data.cast_mut().cast();
+        d.major = i32::try_from(numbers.major).map_err(|_| EINVAL)?;
+        d.first_minor = i32::try_from(numbers.first_minor).map_err(|_| EINVAL)?;
+        d.minors = i32::try_from(numbers.minors).map_err(|_| EINVAL)?;
+        let mut name = NullTerminatedFormatter::new(&mut d.disk_name).ok_or(EINVAL)?;
+        fmt::Write::write_fmt(&mut name, fmt!("{}{}", numbers.name, numbers.index))?;
+        // SAFETY: The disk is complete.
+        to_result(unsafe { bindings::device_add_disk(ptr::null_mut(), disk, ptr::null_mut()) })?;
+        NonNull::new(disk).ok_or(EINVAL)
+    }
+
+    /// The disk, for its methods.
+    pub(crate) fn as_ref(&self) -> DiskRef<'_, D> {
+        DiskRef(self.0, PhantomData)
+    }
+}
+
+impl<D: BlockDevice> Drop for GenDisk<D> {
+    fn drop(&mut self) {
+        // SAFETY: Added by the invariant, removed only here.
+        unsafe {
+            bindings::del_gendisk(self.0.as_ptr());
+            bindings::put_disk(self.0.as_ptr());
+        }
+    }
+}
+
+/// A disk that exists for `'a`.
+pub(crate) struct DiskRef<'a, D: BlockDevice>(NonNull<bindings::gendisk>, PhantomData<&'a D>);
+
+impl<D: BlockDevice> Clone for DiskRef<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: BlockDevice> Copy for DiskRef<'_, D> {}
+
+impl<'a, D: BlockDevice> DiskRef<'a, D> {
+    pub(super) fn as_ptr(self) -> *mut bindings::gendisk {
+        self.0.as_ptr()
+    }
+
+    /// # Safety
+    ///
+    /// `kobj` is the folder of a disk of `D` that lives for `'a`.
+    pub(super) unsafe fn from_kobj(kobj: *mut bindings::kobject) -> Self {
+        // SAFETY: By the contract, so not null.
+        Self(
+            unsafe { NonNull::new_unchecked(bindings::ploop_kobj_to_disk(kobj)) },
+            PhantomData,
+        )
+    }
+
+    /// The driver.
+    pub(crate) fn driver(self) -> &'a D {
+        // SAFETY: An `Arc<D>` by the invariant of `GenDisk`, alive as long as the disk.
+        unsafe { &*(*self.0.as_ptr()).private_data.cast::<D>() }
+    }
+
+    /// Openers of the disk and its partitions; stable only under [`Self::open_lock`].
+    pub(crate) fn openers(self) -> u32 {
+        // SAFETY: A live disk.
+        unsafe { bindings::ploop_disk_openers(self.0.as_ptr()) }
+    }
+
+    /// Keeps the disk from being opened or closed.
+    pub(crate) fn open_lock(self) -> OpenLock<'a, D> {
+        // SAFETY: A live disk.
+        unsafe { bindings::ploop_disk_open_lock(self.0.as_ptr()) };
+        OpenLock(self)
+    }
+
+    /// Writes back what the page cache of the disk holds and drops it.
+    pub(crate) fn sync_and_invalidate(self) -> Result {
+        // SAFETY: A live disk has its whole-disk block device.
+        unsafe {
+            let bdev = (*self.0.as_ptr()).part0;
+            let ret = bindings::sync_blockdev(bdev);
+            bindings::invalidate_bdev(bdev);
+            to_result(ret)
+        }
+    }
+
+    /// Sets the capacity and tells userspace.
+    pub(crate) fn set_capacity(self, sectors: u64) {
+        // SAFETY: A live disk.
+        unsafe { bindings::set_capacity_and_notify(self.0.as_ptr(), sectors) };
+    }
+
+    /// Makes the disk and its partitions read-only or not.
+    pub(crate) fn set_read_only(self, read_only: bool) {
+        // SAFETY: A live disk.
+        unsafe { bindings::set_disk_ro(self.0.as_ptr(), read_only) };
+    }
+
+    /// Sets the limits; the queue is frozen meanwhile.
+    pub(crate) fn set_limits(self, limits: Limits) -> Result {
+        let mut lim = limits.to_raw();
+        // SAFETY: A live disk and valid limits.
+        to_result(unsafe { bindings::ploop_set_limits(self.0.as_ptr(), &mut lim) })
+    }
+
+    /// Tells userspace that the disk has changed.
+    pub(crate) fn notify_change(self) {
+        // SAFETY: A live disk.
+        unsafe { bindings::disk_uevent(self.0.as_ptr(), bindings::kobject_action_KOBJ_CHANGE) };
+    }
+
+    /// Calls `f` while no request is in flight, none enters, and no request handler runs. What
+    /// `f` allocates never starts I/O.
+    pub(crate) fn frozen<R>(self, f: impl FnOnce(&QueueFrozen<'_>) -> R) -> R {
+        // SAFETY: A live disk has its queue.
+        let queue = unsafe { (*self.0.as_ptr()).queue };
+        // SAFETY: As above.
+        let flags = unsafe { bindings::ploop_freeze_queue(queue) };
+        // A handler may still be on its way out after ending its request.
+        self.driver().workers().flush();
+        let r = f(&QueueFrozen::new(self.driver()));
+        // SAFETY: Frozen above.
+        unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
+        r
+    }
+}
+
+/// Keeps a disk from being opened or closed.
+pub(crate) struct OpenLock<'a, D: BlockDevice>(DiskRef<'a, D>);
+
+impl<D: BlockDevice> OpenLock<'_, D> {
+    /// Reads the partition table anew; drops all partitions if the capacity is 0. Failure leaves
+    /// the disk without partitions.
+    pub(crate) fn rescan_partitions(&self, invalidate: bool) -> Result {
+        // SAFETY: A live disk, whose open lock we hold.
+        to_result(unsafe { bindings::bdev_disk_changed(self.0.as_ptr(), invalidate) })
+    }
+}
+
+impl<D: BlockDevice> Drop for OpenLock<'_, D> {
+    fn drop(&mut self) {
+        // SAFETY: Locked when this was made.
+        unsafe { bindings::ploop_disk_open_unlock(self.0.as_ptr()) };
+    }
+}
+
+/// The callbacks of the block layer. Each is called by it only, as its contract says.
+struct Fops<D>(PhantomData<D>);
+
+impl<D: BlockDevice> Fops<D> {
+    const TABLE: &'static Table<bindings::block_device_operations> =
+        &Table(bindings::block_device_operations {
+            owner: THIS_MODULE.as_ptr(),
+            ioctl: Some(Self::ioctl),
+            compat_ioctl: Some(bindings::blkdev_compat_ptr_ioctl),
+            free_disk: Some(Self::free_disk),
+            ..pin_init::zeroed()
+        });
+
+    /// # Safety
+    ///
+    /// Called by the block layer on an open block device of a disk that was added.
+    unsafe extern "C" fn ioctl(
+        bdev: *mut bindings::block_device,
+        _mode: bindings::blk_mode_t,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_int {
+        // SAFETY: An open block device has its disk.
+        let (disk, on_partition) = unsafe {
+            let disk = NonNull::new((*bdev).bd_disk);
+            (disk, bindings::ploop_bdev_is_partition(bdev))
+        };
+        let Some(disk) = disk else {
+            return ENODEV.to_errno();
+        };
+        let disk = DiskRef::<D>(disk, PhantomData);
+        let call = Call {
+            cmd,
+            arg,
+            on_partition,
+        };
+        disk.driver()
+            .ioctl(disk, call)
+            .unwrap_or_else(Error::to_errno)
+    }
+
+    /// # Safety
+    ///
+    /// Called by the block layer once, when the last reference to an added disk is gone.
+    unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
+        // SAFETY: `private_data` came from `Arc::into_raw` in `add`.
+        let driver = unsafe { Arc::from_raw((*disk).private_data.cast::<D>()) };
+        // Handlers use the driver until they return, which is after their requests have ended.
+        driver.workers().flush();
+        DISKS.sub();
+    }
+}

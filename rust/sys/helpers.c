@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * One kernel call a function; see helpers.h. The module parameters are here because the Rust
+ * macro cannot show parameters in sysfs, and libploop reads three of them there.
+ */
+#include <linux/blk-cgroup.h>
+#include <linux/cred.h>
+#include <linux/kthread.h>
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include "helpers.h"
+
+static bool large_disk_support = true;
+module_param(large_disk_support, bool, 0444);
+MODULE_PARM_DESC(large_disk_support, "Marker for libploop: ploop1 version 2 images are known");
+
+static bool native_discard_support;
+module_param(native_discard_support, bool, 0444);
+MODULE_PARM_DESC(native_discard_support, "Marker for libploop: discard is handled by the driver");
+
+static bool kaio_backed_ext4;
+module_param(kaio_backed_ext4, bool, 0444);
+MODULE_PARM_DESC(kaio_backed_ext4, "Marker for libploop: unused");
+
+static unsigned int map_limit_mb;
+module_param(map_limit_mb, uint, 0644);
+MODULE_PARM_DESC(map_limit_mb, "Most memory for the maps of one device in MiB; 0: 1/16 of RAM");
+
+MODULE_ALIAS_BLOCKDEV_MAJOR(182);
+MODULE_ALIAS("devname:ploop-control");
+
+unsigned int ploop_map_limit_mb(void)
+{
+	return READ_ONCE(map_limit_mb);
+}
+
+unsigned long ploop_totalram_bytes(void)
+{
+	return totalram_pages() << PAGE_SHIFT;
+}
+
+void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio)
+{
+	struct cgroup_subsys_state *css = NULL;
+
+	scope->flags = current->flags & (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
+	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
+	scope->memcg_css = NULL;
+	scope->old_memcg = NULL;
+#ifdef CONFIG_BLK_CGROUP
+	if (bio)
+		css = bio_blkcg_css(bio);
+	if (css == blkcg_root_css)
+		css = NULL;
+	if (css) {
+		kthread_associate_blkcg(css);
+#ifdef CONFIG_MEMCG
+		scope->memcg_css = cgroup_get_e_css(css->cgroup, &memory_cgrp_subsys);
+		if (scope->memcg_css)
+			scope->old_memcg = set_active_memcg(mem_cgroup_from_css(scope->memcg_css));
+#endif
+	}
+#endif
+	scope->in_blkcg = css;
+}
+
+void ploop_io_leave(struct ploop_io_scope *scope)
+{
+	if (scope->in_blkcg)
+		kthread_associate_blkcg(NULL);
+	if (scope->memcg_css) {
+		set_active_memcg(scope->old_memcg);
+		css_put(scope->memcg_css);
+	}
+	current->flags &= ~(PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
+	current->flags |= scope->flags;
+}
+
+int ploop_file_identify(struct file *file, struct ploop_file_id *id)
+{
+	struct kstat stat;
+	int ret = vfs_getattr_nosec(&file->f_path, &stat, STATX_INO, 0);
+
+	if (ret)
+		return ret;
+	id->ino = stat.ino;
+	id->dev_major = MAJOR(stat.dev);
+	id->dev_minor = MINOR(stat.dev);
+	return 0;
+}
+
+/* Alignment of file positions for direct I/O in bytes, 0 where it cannot be done. */
+unsigned int ploop_file_dio_align(struct file *file)
+{
+	struct super_block *sb = file_inode(file)->i_sb;
+	struct kstat stat;
+
+	if (S_ISBLK(file_inode(file)->i_mode))
+		return bdev_logical_block_size(I_BDEV(file->f_mapping->host));
+	if (!vfs_getattr_nosec(&file->f_path, &stat, STATX_DIOALIGN, 0) &&
+	    (stat.result_mask & STATX_DIOALIGN))
+		return stat.dio_offset_align;
+	if (sb->s_bdev)
+		return bdev_logical_block_size(sb->s_bdev);
+	return SECTOR_SIZE;
+}
+
+struct file *ploop_reopen(struct file *file, int flags)
+{
+	return dentry_open(&file->f_path, flags, current_cred());
+}
+
+loff_t ploop_file_size(struct file *file)
+{
+	struct kstat stat;
+	int ret;
+
+	if (S_ISBLK(file_inode(file)->i_mode))
+		return i_size_read(file->f_mapping->host);
+	/* Asks the server on network file systems. */
+	ret = vfs_getattr_nosec(&file->f_path, &stat, STATX_SIZE, 0);
+	return ret ? ret : stat.size;
+}
+
+umode_t ploop_file_mode(struct file *file)
+{
+	return file_inode(file)->i_mode;
+}
+
+struct inode *ploop_file_host(struct file *file)
+{
+	return file->f_mapping->host;
+}
+
+bool ploop_file_is_rdonly_fs(struct file *file)
+{
+	return sb_rdonly(file_inode(file)->i_sb);
+}
+
+void ploop_get_file(struct file *file)
+{
+	get_file(file);
+}
+
+void ploop_kiocb_start_write(struct kiocb *iocb)
+{
+	kiocb_start_write(iocb);
+}
+
+void ploop_kiocb_end_write(struct kiocb *iocb)
+{
+	kiocb_end_write(iocb);
+}
+
+static void ploop_ofd_init(struct file_lock *fl, struct file *file, loff_t start, int type)
+{
+	locks_init_lock(fl);
+	fl->c.flc_flags = FL_POSIX | FL_OFDLCK;
+	fl->c.flc_type = type;
+	fl->c.flc_owner = file;
+	fl->c.flc_pid = -1;
+	fl->c.flc_file = file;
+	fl->fl_start = start;
+	fl->fl_end = start;
+}
+
+/* Locks one byte shared, for the open file, until its last fput(). */
+int ploop_ofd_read_lock(struct file *file, loff_t start)
+{
+	struct file_lock fl;
+
+	ploop_ofd_init(&fl, file, start, F_RDLCK);
+	return vfs_lock_file(file, F_SETLK, &fl, NULL);
+}
+
+/* Whether another open file holds any lock on the byte; tells the holder, -1 if it has no pid. */
+bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid)
+{
+	struct file_lock fl;
+
+	ploop_ofd_init(&fl, file, start, F_WRLCK);
+	if (vfs_test_lock(file, &fl))
+		return false;
+	*pid = fl.c.flc_pid;
+	return fl.c.flc_type != F_UNLCK;
+}
+
+unsigned int ploop_freeze_queue(struct request_queue *q)
+{
+	return blk_mq_freeze_queue(q);
+}
+
+void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags)
+{
+	blk_mq_unfreeze_queue(q, flags);
+}
+
+int ploop_set_limits(struct gendisk *disk, struct queue_limits *lim)
+{
+	/* Starts from the old limits only to take their lock; ours replace them all. */
+	(void)queue_limits_start_update(disk->queue);
+	return queue_limits_commit_update_frozen(disk->queue, lim);
+}
+
+unsigned int ploop_disk_openers(struct gendisk *disk)
+{
+	return disk_openers(disk);
+}
+
+void ploop_disk_open_lock(struct gendisk *disk)
+{
+	mutex_lock(&disk->open_mutex);
+}
+
+void ploop_disk_open_unlock(struct gendisk *disk)
+{
+	mutex_unlock(&disk->open_mutex);
+}
+
+bool ploop_bdev_is_partition(struct block_device *bdev)
+{
+	return bdev_is_partition(bdev);
+}
+
+struct gendisk *ploop_kobj_to_disk(struct kobject *kobj)
+{
+	return dev_to_disk(kobj_to_dev(kobj));
+}
+
+struct page *ploop_virt_to_page(void *addr)
+{
+	return virt_to_page(addr);
+}
+
+void ploop_init_delayed_work(struct delayed_work *work, work_func_t fn)
+{
+	INIT_DELAYED_WORK(work, fn);
+}
+
+unsigned long ploop_msecs_to_jiffies(unsigned int ms)
+{
+	return msecs_to_jiffies(ms);
+}
+
+bool ploop_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}

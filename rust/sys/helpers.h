@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What Rust cannot reach by itself: static inlines, macros and module parameters of the kernel.
+ * Each function here does one kernel call; none decides anything.
+ */
+#ifndef PLOOP_SYS_HELPERS_H
+#define PLOOP_SYS_HELPERS_H
+
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/bio.h>
+#include <linux/cgroup.h>
+#include <linux/falloc.h>
+#include <linux/file.h>
+#include <linux/filelock.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <linux/miscdevice.h>
+#include <linux/stat.h>
+#include <linux/sysfs.h>
+#include <linux/uio.h>
+#include <linux/workqueue.h>
+
+/* Casts through __force hide these macros from bindgen; give them a type. */
+static const blk_features_t PLOOP_CONST_BLK_FEAT_WRITE_CACHE = BLK_FEAT_WRITE_CACHE;
+static const blk_features_t PLOOP_CONST_BLK_FEAT_FUA = BLK_FEAT_FUA;
+static const blk_opf_t PLOOP_CONST_REQ_OP_MASK = REQ_OP_MASK;
+static const blk_opf_t PLOOP_CONST_REQ_FUA = REQ_FUA;
+static const blk_status_t PLOOP_CONST_BLK_STS_IOERR = BLK_STS_IOERR;
+static const int PLOOP_CONST_IOCB_DIRECT = IOCB_DIRECT;
+static const int PLOOP_CONST_IOCB_DSYNC = IOCB_DSYNC;
+static const unsigned int PLOOP_CONST_FMODE_CAN_ODIRECT = (__force unsigned int)FMODE_CAN_ODIRECT;
+static const unsigned int PLOOP_CONST_FMODE_WRITE = (__force unsigned int)FMODE_WRITE;
+static const unsigned int PLOOP_CONST_FMODE_READ = (__force unsigned int)FMODE_READ;
+
+/* State of a worker that does I/O for a request; see ploop_io_enter(). */
+struct ploop_io_scope {
+	unsigned int flags;
+	bool in_blkcg;
+	struct cgroup_subsys_state *memcg_css;
+	struct mem_cgroup *old_memcg;
+};
+
+void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio);
+void ploop_io_leave(struct ploop_io_scope *scope);
+
+/* Who a file is, as stat(2) says. */
+struct ploop_file_id {
+	u64 ino;
+	u32 dev_major;
+	u32 dev_minor;
+};
+
+int ploop_file_identify(struct file *file, struct ploop_file_id *id);
+unsigned int ploop_file_dio_align(struct file *file);
+loff_t ploop_file_size(struct file *file);
+umode_t ploop_file_mode(struct file *file);
+struct inode *ploop_file_host(struct file *file);
+bool ploop_file_is_rdonly_fs(struct file *file);
+void ploop_get_file(struct file *file);
+void ploop_kiocb_start_write(struct kiocb *iocb);
+void ploop_kiocb_end_write(struct kiocb *iocb);
+int ploop_ofd_read_lock(struct file *file, loff_t start);
+bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid);
+
+unsigned int ploop_freeze_queue(struct request_queue *q);
+void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags);
+int ploop_set_limits(struct gendisk *disk, struct queue_limits *lim);
+unsigned int ploop_disk_openers(struct gendisk *disk);
+void ploop_disk_open_lock(struct gendisk *disk);
+void ploop_disk_open_unlock(struct gendisk *disk);
+bool ploop_bdev_is_partition(struct block_device *bdev);
+struct gendisk *ploop_kobj_to_disk(struct kobject *kobj);
+struct page *ploop_virt_to_page(void *addr);
+
+struct file *ploop_reopen(struct file *file, int flags);
+void ploop_init_delayed_work(struct delayed_work *work, work_func_t fn);
+unsigned long ploop_msecs_to_jiffies(unsigned int ms);
+unsigned long ploop_totalram_bytes(void);
+unsigned int ploop_map_limit_mb(void);
+bool ploop_fatal_signal_pending(void);
+
+#endif

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Folders of read-only files below a disk's folder in sysfs.
+
+use super::{
+    bindings,
+    gen_disk::{BlockDevice, DiskRef},
+    Table,
+};
+use core::ptr::NonNull;
+use kernel::{error::to_result, fmt, prelude::*, str::NullTerminatedFormatter};
+
+/// Bytes that a file can show.
+const FILE_BYTES: usize = 4096;
+
+/// A driver that has such files.
+pub(crate) trait ShowFiles: BlockDevice {
+    /// Writes what `file` of the folder named `dir` shows. Must not wait for anybody who removes
+    /// a folder.
+    fn show(disk: DiskRef<'_, Self>, dir: &CStr, file: &CStr, out: &mut Output<'_>) -> Result;
+}
+
+/// Where a file's content goes.
+pub(crate) struct Output<'a>(NullTerminatedFormatter<'a>, usize);
+
+impl fmt::Write for Output<'_> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        self.0.write_str(s)?;
+        self.1 += s.len();
+        Ok(())
+    }
+}
+
+/// The files of a kind of folder.
+pub(crate) struct Files<const N: usize>(Table<[bindings::kobj_attribute; N]>);
+
+impl<const N: usize> Files<N> {
+    /// Files of these names in folders `DEPTH` levels below the disk's folder.
+    pub(crate) const fn new<D: ShowFiles, const DEPTH: usize>(names: [&'static CStr; N]) -> Self {
+        let mut files: [bindings::kobj_attribute; N] = [const { pin_init::zeroed() }; N];
+        let mut i = 0;
+        while i < N {
+            files[i].attr.name = names[i].as_ptr().cast();
+            files[i].attr.mode = 0o444;
+            files[i].show = Some(show::<D, DEPTH>);
+            i += 1;
+        }
+        Self(Table(files))
+    }
+}
+
+/// A folder. Dropping it removes it and waits for its readers.
+///
+/// # Invariants
+///
+/// The pointer is a kobject of ours that is in sysfs.
+pub(crate) struct Dir(NonNull<bindings::kobject>);
+
+// SAFETY: kobjects are thread-safe.
+unsafe impl Send for Dir {}
+// SAFETY: As above.
+unsafe impl Sync for Dir {}
+
+impl Dir {
+    /// Makes a folder in the disk's.
+    pub(crate) fn of_disk<D: BlockDevice>(disk: DiskRef<'_, D>, name: &CStr) -> Result<Self> {
+        // SAFETY: A live disk has its whole-disk block device, which holds its kobject.
+        let parent = unsafe { &raw mut (*(*disk.as_ptr()).part0).bd_device.kobj };
+        Self::below(parent, name)
+    }
+
+    /// Makes a folder in this one. It must be dropped before this one.
+    pub(crate) fn dir(&self, name: &CStr) -> Result<Self> {
+        Self::below(self.0.as_ptr(), name)
+    }
+
+    fn below(parent: *mut bindings::kobject, name: &CStr) -> Result<Self> {
+        // SAFETY: The parent is live; the name is copied.
+        let kobj = unsafe { bindings::kobject_create_and_add(name.as_char_ptr(), parent) };
+        // INVARIANT: Just made.
+        NonNull::new(kobj).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Adds files.
+    pub(crate) fn add<const N: usize>(&self, files: &'static Files<N>) -> Result {
+        for file in &files.0 .0 {
+            // SAFETY: A live kobject by the invariant; the attribute is static.
+            to_result(unsafe {
+                bindings::sysfs_create_file_ns(self.0.as_ptr(), &file.attr, core::ptr::null())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // SAFETY: Ours by the invariant; `kobject_del` removes the files and waits for readers.
+        unsafe {
+            bindings::kobject_del(self.0.as_ptr());
+            bindings::kobject_put(self.0.as_ptr());
+        }
+    }
+}
+
+/// # Safety
+///
+/// Called by sysfs for a file of a `Dir` that is `DEPTH` levels below the folder of a disk of `D`.
+unsafe extern "C" fn show<D: ShowFiles, const DEPTH: usize>(
+    kobj: *mut bindings::kobject,
+    attr: *mut bindings::kobj_attribute,
+    buf: *mut u8,
+) -> isize {
+    let mut top = kobj;
+    for _ in 0..DEPTH {
+        // SAFETY: A folder that is being read has its parents.
+        top = unsafe { (*top).parent };
+    }
+    // SAFETY: By the contract that is a disk's folder; folders go before their disk does.
+    let disk = unsafe { DiskRef::<D>::from_kobj(top) };
+    // SAFETY: Both are set for as long as the file exists.
+    let (dir, file) = unsafe {
+        (
+            CStr::from_char_ptr((*kobj).name),
+            CStr::from_char_ptr((*attr).attr.name),
+        )
+    };
+    // SAFETY: sysfs gives a page to write to.
+    let buf = unsafe { core::slice::from_raw_parts_mut(buf, FILE_BYTES) };
+    let Some(formatter) = NullTerminatedFormatter::new(buf) else {
+        return EINVAL.to_errno() as isize;
+    };
+    let mut out = Output(formatter, 0);
+    match D::show(disk, dir, file, &mut out) {
+        Ok(()) => out.1 as isize,
+        Err(e) => e.to_errno() as isize,
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Workqueues and work items.
+
+use super::{bindings, QUEUES};
+use core::ptr::{self, NonNull};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
+    types::Opaque,
+};
+
+/// A workqueue that makes progress under memory pressure and may sleep in its handlers.
+///
+/// # Invariants
+///
+/// The pointer is a live workqueue of ours.
+pub(crate) struct Workqueue(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: Workqueues are thread-safe.
+unsafe impl Send for Workqueue {}
+// SAFETY: As above.
+unsafe impl Sync for Workqueue {}
+
+impl Workqueue {
+    /// A queue with an own rescuer, so that it can serve writes that free memory.
+    pub(crate) fn new(name: &CStr) -> Result<Self> {
+        let flags = bindings::wq_flags_WQ_MEM_RECLAIM
+            | bindings::wq_flags_WQ_UNBOUND
+            | bindings::wq_flags_WQ_HIGHPRI;
+        // SAFETY: `%s` takes the one string that follows.
+        let wq = unsafe {
+            bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 0, name.as_char_ptr())
+        };
+        let wq = NonNull::new(wq).ok_or(ENOMEM)?;
+        QUEUES.add();
+        // INVARIANT: Just made.
+        Ok(Self(wq))
+    }
+
+    /// Queues a raw work item.
+    ///
+    /// # Safety
+    ///
+    /// `work` is initialised, stays where it is until its handler has started, and is on no queue.
+    pub(super) unsafe fn queue_raw(&self, work: *mut bindings::work_struct) {
+        let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as i32;
+        // SAFETY: A live queue by the invariant; the item by the contract.
+        unsafe { bindings::queue_work_on(cpu, self.0.as_ptr(), work) };
+    }
+
+    /// Waits until everything queued before has run.
+    pub(crate) fn flush(&self) {
+        // SAFETY: A live queue by the invariant.
+        unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
+    }
+}
+
+impl Drop for Workqueue {
+    fn drop(&mut self) {
+        // SAFETY: Ours by the invariant; drains first.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+        QUEUES.sub();
+    }
+}
+
+/// A work item, a part of a `T`, that runs a function on it, at once or after a delay.
+///
+/// A queued item holds a reference to its `T`; [`Work::cancel_sync`] gives it back.
+///
+/// # Invariants
+///
+/// While the item is queued, `target` came from `Arc::into_raw` and that reference is the item's.
+#[repr(C)]
+#[pin_data]
+pub(crate) struct Work<T: Send + Sync + 'static> {
+    #[pin]
+    raw: Opaque<bindings::delayed_work>,
+    run: fn(Arc<T>),
+    target: Atomic<*mut T>,
+}
+
+// SAFETY: Work items are thread-safe; `T` is `Send` and `Sync`.
+unsafe impl<T: Send + Sync + 'static> Send for Work<T> {}
+// SAFETY: As above.
+unsafe impl<T: Send + Sync + 'static> Sync for Work<T> {}
+
+impl<T: Send + Sync + 'static> Work<T> {
+    /// An idle item that will call `run`.
+    pub(crate) fn new(run: fn(Arc<T>)) -> impl PinInit<Self> {
+        pin_init!(Self {
+            raw <- Opaque::ffi_init(|p: *mut bindings::delayed_work| {
+                // SAFETY: `p` is valid for writes and pinned.
+                unsafe { bindings::ploop_init_delayed_work(p, Some(Self::handler)) };
+            }),
+            run,
+            target: Atomic::new(ptr::null_mut()),
+        })
+    }
+
+    /// Queues the item of `this`, picked by `item`, to run after `delay_ms`. Nothing happens if it
+    /// is queued already.
+    pub(crate) fn queue(this: Arc<T>, item: fn(&T) -> &Self, queue: &Workqueue, delay_ms: u32) {
+        let raw = Arc::into_raw(this);
+        // SAFETY: We hold a reference until the end of this function or give it to the item.
+        let work = item(unsafe { &*raw });
+        // The item is a part of `T`, so all writers store the same pointer.
+        work.target.store(raw.cast_mut(), Relaxed);
+        let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as i32;
+        // SAFETY: Initialised and pinned; a live queue.
+        let queued = unsafe {
+            let delay = bindings::ploop_msecs_to_jiffies(delay_ms);
+            bindings::queue_delayed_work_on(cpu, queue.0.as_ptr(), work.raw.get(), delay)
+        };
+        if !queued {
+            // SAFETY: The item has a reference already and did not take this one.
+            drop(unsafe { Arc::from_raw(raw) });
+        }
+    }
+
+    /// Takes the item off its queue or waits for it to finish. It may be queued again by others.
+    pub(crate) fn cancel_sync(&self) {
+        // SAFETY: Initialised and pinned.
+        if unsafe { bindings::cancel_delayed_work_sync(self.raw.get()) } {
+            let raw = self.target.load(Relaxed);
+            // SAFETY: The item was queued, so it had a reference by the invariant, now ours.
+            drop(unsafe { Arc::from_raw(raw.cast_const()) });
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the workqueue with the item of a `Work<T>` that was queued.
+    unsafe extern "C" fn handler(work: *mut bindings::work_struct) {
+        // `work` is the first field of `delayed_work`, which is the first field of `Work`.
+        let this = work.cast::<Self>();
+        // SAFETY: By the contract it is a live `Work`.
+        let (run, raw) = unsafe { ((*this).run, (*this).target.load(Relaxed)) };
+        // SAFETY: The item's reference by the invariant; the item is off the queue now.
+        run(unsafe { Arc::from_raw(raw.cast_const()) });
+    }
+}
