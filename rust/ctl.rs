@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The table of devices, the control device, and the ioctls of disks.
 //!
-//! Locks, outermost first: the table's mutex, then a device's control lock.
+//! Locks, outermost first: the table's mutex, then a device's control lock. The mutex of removed
+//! devices is a leaf.
 
 mod decode;
 
@@ -31,7 +32,16 @@ pub(crate) struct Registry {
     images: Arc<Images>,
     #[pin]
     slots: Mutex<KVec<Slot>>,
+    /// Devices removed last, and when.
+    #[pin]
+    removed: Mutex<KVec<(u32, u64)>>,
 }
+
+/// For so long a removed device does not come back by itself: who had looked up its node before,
+/// as udev does on every change, must not bring it back by opening it.
+const REMOVED_MS: u64 = 5000;
+/// Removed devices remembered at the most.
+const REMOVED_MAX: usize = 64;
 
 impl Registry {
     /// No devices.
@@ -41,6 +51,7 @@ impl Registry {
             try_pin_init!(Self {
                 images,
                 slots <- new_mutex!(KVec::new()),
+                removed <- new_mutex!(KVec::new()),
             }? Error),
             GFP_KERNEL,
         )
@@ -54,12 +65,14 @@ impl Registry {
         }
     }
 
-    /// Adds device `wanted`, or the lowest that does not exist. EEXIST, ERANGE.
+    /// Adds device `wanted`, or the lowest that does not exist. Without `pin` it is because
+    /// somebody opened its node. EEXIST, ERANGE.
     fn add(&self, wanted: Option<u32>, pin: Option<ModulePin>) -> Result<u32> {
         let mut slots = self.slots.lock();
         let exists = |index| slots.iter().any(|s| s.index == index);
         let index = match wanted {
             Some(index) if exists(index) => return Err(EEXIST),
+            Some(index) if pin.is_none() && self.is_just_removed(index) => return Err(ENODEV),
             Some(index) => index,
             None => (0..abi::DEVICES_MAX).find(|i| !exists(*i)).ok_or(ERANGE)?,
         };
@@ -97,9 +110,28 @@ impl Registry {
         let at = slots.iter().position(|s| s.index == index).ok_or(ENODEV)?;
         let slot = slots.get(at).ok_or(ENODEV)?;
         Device::admit_remove(slot.disk.as_ref())?;
+        self.remember_removed(index);
         let slot = slots.remove(at).map_err(|_| ENODEV)?;
         slot.disk.as_ref().driver().remove_folders();
         Ok(())
+    }
+
+    fn remember_removed(&self, index: u32) {
+        let now = sys::uptime_ms();
+        let mut removed = self.removed.lock();
+        removed.retain(|(i, at)| *i != index && now.saturating_sub(*at) < REMOVED_MS);
+        if removed.len() < REMOVED_MAX {
+            // Forgetting one does no harm but an empty device.
+            let _ = removed.push((index, now), GFP_KERNEL);
+        }
+    }
+
+    fn is_just_removed(&self, index: u32) -> bool {
+        let now = sys::uptime_ms();
+        let removed = self.removed.lock();
+        removed
+            .iter()
+            .any(|(i, at)| *i == index && now.saturating_sub(*at) < REMOVED_MS)
     }
 }
 

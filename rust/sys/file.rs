@@ -306,16 +306,17 @@ impl File {
     ) -> isize {
         // SAFETY: A live file by the invariant; operation tables never change.
         let ops = unsafe { &*(*self.raw.as_ptr()).f_op };
-        if dir == bindings::ITER_SOURCE {
+        let start = if dir == bindings::ITER_SOURCE {
             // SAFETY: By the contract.
             unsafe { bindings::ploop_kiocb_start_write(iocb) };
-            // SAFETY: By the contract.
             ops.write_iter
-                .map_or(-(bindings::EINVAL as isize), |f| unsafe { f(iocb, iter) })
         } else {
-            // SAFETY: By the contract.
             ops.read_iter
-                .map_or(-(bindings::EINVAL as isize), |f| unsafe { f(iocb, iter) })
+        };
+        match start {
+            // SAFETY: By the contract.
+            Some(start) => unsafe { start(iocb, iter) },
+            None => -(bindings::EINVAL as isize),
         }
     }
 

@@ -189,11 +189,10 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
     ///
     /// `kobj` is the folder of a disk of `D` that lives for `'a`.
     pub(super) unsafe fn from_kobj(kobj: *mut bindings::kobject) -> Self {
-        // SAFETY: By the contract, so not null.
-        Self(
-            unsafe { NonNull::new_unchecked(bindings::ploop_kobj_to_disk(kobj)) },
-            PhantomData,
-        )
+        // SAFETY: By the contract.
+        let disk = unsafe { bindings::ploop_kobj_to_disk(kobj) };
+        // SAFETY: By the contract there is a disk.
+        Self(unsafe { NonNull::new_unchecked(disk) }, PhantomData)
     }
 
     /// The driver.

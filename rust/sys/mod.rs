@@ -158,6 +158,12 @@ pub(crate) fn is_killed() -> bool {
     unsafe { bindings::ploop_fatal_signal_pending() }
 }
 
+/// Milliseconds since some moment in the past; never goes back.
+pub(crate) fn uptime_ms() -> u64 {
+    // SAFETY: No preconditions.
+    unsafe { bindings::ktime_get() }.unsigned_abs() / 1_000_000
+}
+
 /// Bytes of memory of this machine.
 pub(crate) fn ram_bytes() -> u64 {
     // SAFETY: No preconditions.

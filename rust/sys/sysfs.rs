@@ -39,7 +39,7 @@ impl<const N: usize> Files<N> {
         let mut files: [bindings::kobj_attribute; N] = [const { pin_init::zeroed() }; N];
         let mut i = 0;
         while i < N {
-            files[i].attr.name = names[i].as_ptr().cast();
+            files[i].attr.name = names[i].to_bytes_with_nul().as_ptr();
             files[i].attr.mode = 0o444;
             files[i].show = Some(show::<D, DEPTH>);
             i += 1;
