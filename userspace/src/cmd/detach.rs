@@ -22,20 +22,28 @@ pub fn run(args: &DetachArgs) -> Result<()> {
     };
     let control = control::open()?;
     let node = control::open_node(device.index)?;
-    match control::while_busy(|| node.stop()) {
+    let stopped = match control::while_busy(|| node.stop()) {
         // Not running: a tool was killed before START or after STOP.
-        Ok(()) | Err(Errno::EINVAL) => {}
-        Err(e) => return Err(refused(&sysfs, &device, "stop", e)),
-    }
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(e) => {
+            let error = refused(&sysfs, &device, "stop", e);
+            // It may have stopped, but without all its data on disk. That is said at the end.
+            if sysfs.device(device.index)?.is_none_or(|d| d.running) {
+                return Err(error);
+            }
+            Err(error)
+        }
+    };
     control::while_busy(|| node.clear()).map_err(|e| refused(&sysfs, &device, "clear", e))?;
     drop(node);
-    control::remove(&control, device.index).map_err(|e| refused(&sysfs, &device, "remove", e))
+    control::remove(&control, device.index).map_err(|e| refused(&sysfs, &device, "remove", e))?;
+    stopped
 }
 
 fn refused(sysfs: &Sysfs, device: &Device, what: &str, e: Errno) -> Error {
     let at = device.device.display();
     if e != Errno::EBUSY {
-        let message = format!("the kernel refused to {what} {at}");
+        let message = format!("the kernel failed to {what} {at}");
         return Error::io(Code::DeviceIoctl, message, e).hint("'dmesg' may say more");
     }
     let users = control::users(sysfs, device.index);

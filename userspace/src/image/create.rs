@@ -258,3 +258,30 @@ impl Drop for Hidden {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way of file systems without O_TMPFILE.
+    #[test]
+    fn a_hidden_file_is_published_or_removed() {
+        let dir = std::env::temp_dir().join(format!("ploopctl-hidden-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("image");
+        let names = || fs::read_dir(&dir).unwrap().count();
+        drop(Hidden::new(&dir, "image".as_ref()).unwrap());
+        assert_eq!(names(), 0);
+        let hidden = Hidden::new(&dir, "image".as_ref()).unwrap();
+        hidden.file.write_all_at(b"x", 0).unwrap();
+        hidden.publish(&path).unwrap();
+        assert_eq!(
+            (names(), fs::read(&path).unwrap().as_slice()),
+            (1, &b"x"[..])
+        );
+        let again = Hidden::new(&dir, "image".as_ref()).unwrap();
+        assert_eq!(again.publish(&path).unwrap_err().code(), Code::Create);
+        assert_eq!(names(), 1);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

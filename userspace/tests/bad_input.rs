@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Everything wrong that an image can be, before a kernel is asked: what `check` lists, what
+//! `attach` refuses, and that a refusal changes nothing.
+
+#![allow(missing_docs)]
+
+mod common;
+use common::{entry, has_qemu, on, ploopctl, put, put_u32, set_len, small, Scratch, IN_USE, MARK};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+type Damage = fn(&Path);
+
+/// Damage, exit code of `check`, kinds of problems in order.
+const CORPUS: [(&str, Damage, i32, &[&str]); 21] = [
+    ("magic", |p| put(p, 0, b"x"), 11, &["magic"]),
+    ("type", |p| put_u32(p, 16, 3), 11, &["disk-type"]),
+    ("cluster 0", |p| put_u32(p, 28, 0), 11, &["cluster-size"]),
+    ("cluster 63", |p| put_u32(p, 28, 63), 11, &["cluster-size"]),
+    (
+        "cluster 2G",
+        |p| put_u32(p, 28, 1 << 22),
+        11,
+        &["cluster-size"],
+    ),
+    ("size 0", |p| put(p, 36, &[0; 8]), 11, &["size-zero"]),
+    ("size max", |p| put(p, 36, &[0xff; 8]), 11, &["size-limit"]),
+    ("entries", |p| put_u32(p, 32, 15), 11, &["size-over-bat"]),
+    (
+        "entries max",
+        |p| put_u32(p, 32, u32::MAX),
+        11,
+        &["size-limit"],
+    ),
+    ("first 0", |p| put_u32(p, 48, 0), 11, &["first-block"]),
+    ("first odd", |p| put_u32(p, 48, 129), 11, &["first-block"]),
+    ("mark", |p| put_u32(p, MARK, 7), 11, &["in-use-value"]),
+    ("flags", |p| put_u32(p, 52, 2), 11, &["flags"]),
+    ("short", |p| set_len(p, 40), 11, &["truncated"]),
+    ("cut BAT", |p| set_len(p, 4096), 11, &["truncated"]),
+    ("in use", |p| put_u32(p, MARK, IN_USE), 41, &["in-use"]),
+    (
+        "past end",
+        |p| put_u32(p, entry(7), 5),
+        41,
+        &["entry-past-end"],
+    ),
+    (
+        "past end max",
+        |p| put_u32(p, entry(2), u32::MAX),
+        41,
+        &["entry-past-end"],
+    ),
+    (
+        "duplicate",
+        |p| put_u32(p, entry(8), 2),
+        41,
+        &["entry-duplicate"],
+    ),
+    (
+        "torn",
+        |p| set_len(p, (5 << 16) - 512),
+        41,
+        &["torn-tail", "entry-torn"],
+    ),
+    ("tail", |p| set_len(p, (5 << 16) + 512), 41, &["torn-tail"]),
+];
+
+#[test]
+fn every_damage_is_named_and_nothing_is_changed() {
+    let scratch = Scratch::new("corpus");
+    for (name, damage, code, kinds) in CORPUS {
+        let image = small(&scratch, "image");
+        damage(&image);
+        let before = fs::read(&image).unwrap();
+        let run = on(&image, &["check", "--json"]).expect(code);
+        let answer = run.json();
+        let got: Vec<&str> = answer["problems"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| p["kind"].as_str().unwrap())
+            .collect();
+        assert_eq!(got, kinds, "{name}");
+        on(&image, &["check"]).expect(code).says(&["image"]);
+        // Refused before any kernel is asked, unless it can be mended without loss.
+        let is_lossless = ["in use", "torn", "tail"].contains(&name);
+        let run = on(&image, &["attach", "--no-repair"]);
+        assert_eq!(run.code, code, "{name}: {run:?}");
+        if is_lossless {
+            run.says(&["leave out --no-repair"]);
+        } else {
+            let run = on(&image, &["attach"]).expect(code);
+            if code == 41 {
+                run.says(&["ploopctl check --repair"]);
+            }
+        }
+        if code == 11 {
+            on(&image, &["check", "--repair"]).expect(11);
+        }
+        assert_eq!(fs::read(&image).unwrap(), before, "{name}");
+        fs::remove_file(image).unwrap();
+    }
+}
+
+#[test]
+fn entries_into_the_header_are_named_and_zeroed() {
+    let scratch = Scratch::new("corpus-header");
+    let image = scratch.create("image", &["-s", "1G", "-b", "32K"]);
+    put_u32(&image, entry(20_000), 4);
+    let answer = on(&image, &["check", "--json"]).expect(41).json();
+    assert_eq!(answer["problems"][0]["kind"], "entry-in-header");
+    assert_eq!(answer["problems"][0]["cluster"], 20_000);
+    on(&image, &["check", "--repair"]).expect(0);
+    assert_eq!(common::get_u32(&image, entry(20_000)), 0);
+}
+
+#[test]
+fn version_1_entries_may_be_misaligned() {
+    let scratch = Scratch::new("corpus-v1");
+    let image = scratch.create("image", &["--format-version", "1", "-s", "1M", "-b", "64K"]);
+    set_len(&image, 3 << 16);
+    put_u32(&image, entry(0), 128);
+    put_u32(&image, entry(1), 129);
+    put_u32(&image, entry(2), 64);
+    let answer = on(&image, &["check", "--json"]).expect(41).json();
+    let kinds = ["entry-misaligned", "entry-misaligned"];
+    for (problem, kind) in answer["problems"].as_array().unwrap().iter().zip(kinds) {
+        assert_eq!(problem["kind"], kind);
+    }
+    on(&image, &["check", "--repair"]).expect(0);
+    on(&image, &["check"]).expect(0);
+    assert_eq!(common::get_u32(&image, entry(0)), 128);
+    assert_eq!(common::get_u32(&image, entry(1)), 0);
+}
+
+#[test]
+fn what_is_no_image_is_refused() {
+    let scratch = Scratch::new("kinds");
+    let fifo = scratch.path("fifo");
+    assert!(Command::new("mkfifo")
+        .arg(&fifo)
+        .status()
+        .unwrap()
+        .success());
+    let circle = scratch.path("circle");
+    std::os::unix::fs::symlink("circle", &circle).unwrap();
+    let empty = scratch.path("empty");
+    fs::write(&empty, "").unwrap();
+    for (path, code, word) in [
+        (Path::new("/tmp"), 4, "is a directory"),
+        (&fifo, 4, "is a FIFO"),
+        (Path::new("/dev/null"), 4, "is a character device"),
+        (&circle, 4, "circle"),
+        (&scratch.path("nowhere"), 4, "No such file"),
+        (&empty, 11, "ploop1"),
+    ] {
+        for command in [
+            &["attach"][..],
+            &["attach", "-r"],
+            &["check"],
+            &["info"],
+            &["map"],
+        ] {
+            on(path, command).expect(code).says(&[word]);
+        }
+    }
+    let run = on(&empty, &["attach", "-f", "raw"]);
+    run.expect(11).says(&["smaller than a sector"]);
+    let raw = scratch.create("raw", &["-f", "raw", "-s", "1M"]);
+    on(&raw, &["attach"])
+        .expect(11)
+        .says(&["-f raw", "never guessed"]);
+    on(&raw, &["attach", "-f", "ploop1"]).expect(11);
+}
+
+#[test]
+fn bad_arguments_are_told() {
+    let scratch = Scratch::new("attach-args");
+    let image = small(&scratch, "image");
+    let long = "x".repeat(64);
+    for (options, word) in [
+        (&["-b", "1M"][..], "-f raw"),
+        (&["--cookie", &long], "63 bytes"),
+        (&["--cookie", "a\nb"], "one line"),
+        (&["-n", "65536"], "65535"),
+        (&["-f", "raw", "-b", "1000"], "power of two"),
+        (&["-f", "qcow2"], "qcow2"),
+    ] {
+        let mut args = vec!["attach"];
+        args.extend(options);
+        on(&image, &args).expect(38).says(&[word]);
+    }
+    on(&image, &["detach"])
+        .expect(40)
+        .says(&["not attached", "list"]);
+    ploopctl(&["detach", "/dev/ploop65000"])
+        .expect(40)
+        .says(&["no device ploop65000"]);
+    ploopctl(&["info", "ploop65000"]).expect(40);
+    ploopctl(&["list", "--json"]).expect(0).json();
+}
+
+/// What attach does before it asks the kernel; only where there is none to ask.
+#[test]
+fn attach_repairs_what_loses_nothing() {
+    if Path::new("/dev/ploop-control").exists() {
+        eprintln!("skipped: the ploop module is loaded");
+        return;
+    }
+    let scratch = Scratch::new("attach-repair");
+    let image = small(&scratch, "image");
+    set_len(&image, (5 << 16) - 512);
+    put_u32(&image, MARK, IN_USE);
+    on(&image, &["attach", "-r"])
+        .expect(41)
+        .says(&["without -r"]);
+    let words = ["repaired: extend", "repaired: clear", "modprobe ploop"];
+    let run = on(&image, &["attach", "--json"]).expect(2).says(&words);
+    assert!(run.out.is_empty());
+    assert_eq!(common::len(&image), 5 << 16);
+    on(&image, &["check"]).expect(0);
+    // Read-only, a mark or a tail that nothing names is no obstacle, and stays.
+    put_u32(&image, MARK, IN_USE);
+    set_len(&image, (5 << 16) + 512);
+    let before = fs::read(&image).unwrap();
+    on(&image, &["attach", "-r"])
+        .expect(2)
+        .says(&["modprobe ploop"]);
+    assert_eq!(fs::read(&image).unwrap(), before);
+}
+
+#[test]
+fn a_read_only_file_asks_for_r() {
+    // Root may write anything but what is immutable or on a read-only file system.
+    if nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: root may write to a file without permissions");
+        return;
+    }
+    let scratch = Scratch::new("read-only");
+    let image = small(&scratch, "image");
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o400)).unwrap();
+    on(&image, &["attach"]).expect(4).says(&["-r"]);
+    on(&image, &["check"]).expect(0);
+}
+
+/// QEMU holds its locks while an image is open there; we see them, and it sees ours.
+#[test]
+fn an_image_open_in_qemu_is_in_use() {
+    if !has_qemu() {
+        return;
+    }
+    let scratch = Scratch::new("locks");
+    let image = small(&scratch, "image");
+    let path = image.to_str().unwrap();
+    let mut child = Command::new("qemu-io")
+        .args(["-f", "parallels", path])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdin.write_all(b"length\n").unwrap();
+    stdin.flush().unwrap();
+    stdout.read_line(&mut String::new()).unwrap();
+    let holder = format!("process {} (qemu-io)", child.id());
+    for command in [
+        &["check"][..],
+        &["check", "--repair"],
+        &["attach"],
+        &["attach", "-r"],
+    ] {
+        on(&image, command).expect(37).says(&["QEMU lock", &holder]);
+    }
+    drop(stdin);
+    child.wait().unwrap();
+    on(&image, &["check"]).expect(0);
+}
+
+#[test]
+fn our_locks_keep_qemu_out() {
+    use ploopctl::image::{Access, Image};
+    use ploopctl::locks::{ImageLock, Use};
+    if !has_qemu() {
+        return;
+    }
+    let scratch = Scratch::new("our-locks");
+    let path = small(&scratch, "image");
+    let io = |read_only: bool| {
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", "parallels", "-c", "read 0 4k"]);
+        command.args(read_only.then_some("-r")).arg(&path);
+        command.output().unwrap().status.success()
+    };
+    let image = Image::open(&path, Access::Write).unwrap();
+    for (usage, may_read) in [(Use::Read, true), (Use::Write, false)] {
+        let lock = ImageLock::take(image.file(), &path, usage).unwrap();
+        assert_eq!((io(true), io(false)), (may_read, false), "{usage:?}");
+        let other = Image::open(&path, Access::Read).unwrap();
+        let both = ImageLock::take(other.file(), &path, Use::Read);
+        assert_eq!(both.is_ok(), may_read, "{usage:?}");
+        drop(lock);
+    }
+    assert!(io(true) && io(false));
+}
