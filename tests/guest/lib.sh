@@ -16,7 +16,8 @@
 # and the module unloads. On failure $TEST_DIR and $SCRATCH are kept, so images
 # belong there. tests/guest/run is the other half.
 
-set -euo pipefail
+# -E: the trap below holds in functions too.
+set -Eeuo pipefail
 
 # shellcheck disable=SC2034 # for the tests
 BIN=/payload/bin                # ploopctl and plooptest are also in PATH
