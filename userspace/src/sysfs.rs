@@ -8,9 +8,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// `pstate/top` of a device without deltas.
 const NO_TOP: u32 = u32::MAX;
+/// How often a device that changes meanwhile is read.
+const READ_TRIES: u32 = 5;
+const READ_PAUSE: Duration = Duration::from_millis(20);
 /// What the kernel appends to the path of an image that was unlinked.
 const DELETED: &str = " (deleted)";
 
@@ -160,12 +164,18 @@ impl Sysfs {
 
     /// Device `index`; `None` if there is no such.
     pub fn device(&self, index: u32) -> Result<Option<Device>> {
-        match self.read_device(index) {
-            Ok(device) => Ok(Some(device)),
-            Err(_) if !self.dir(index).join("pstate").exists() => Ok(None),
-            Err(e) => {
-                let what = format!("cannot read {}", self.dir(index).display());
-                Err(Error::io(Code::Sysfs, what, e))
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.read_device(index) {
+                Ok(device) => return Ok(Some(device)),
+                Err(_) if !self.dir(index).join("pstate").exists() => return Ok(None),
+                // Attached or detached between one file and the next.
+                Err(_) if tries < READ_TRIES => std::thread::sleep(READ_PAUSE),
+                Err(e) => {
+                    let what = format!("cannot read {}", self.dir(index).display());
+                    return Err(Error::io(Code::Sysfs, what, e));
+                }
             }
         }
     }
@@ -196,10 +206,11 @@ impl Sysfs {
         })
     }
 
-    /// The devices that have the image `path` as a delta.
-    pub fn find_image(&self, path: &Path) -> Result<Option<Device>> {
-        let devices = self.devices()?.into_iter();
-        Ok(devices.into_iter().find(|d| d.delta_of(path).is_some()))
+    /// The devices that have the image `path` as a delta: more than one only if all read it.
+    pub fn find_image(&self, path: &Path) -> Result<Vec<Device>> {
+        let mut devices = self.devices()?;
+        devices.retain(|d| d.delta_of(path).is_some());
+        Ok(devices)
     }
 
     /// Block devices stacked on device `index` or a partition of it.

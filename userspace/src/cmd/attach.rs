@@ -55,8 +55,14 @@ pub fn run(args: &AttachArgs) -> Result<()> {
     };
     let sysfs = Sysfs::default();
     clear_leftovers(&sysfs, &args.image)?;
-    if let Some(device) = sysfs.find_image(&args.image)? {
-        return Err(attached(&args.image, &device));
+    // Many may read an image, as long as nobody writes it.
+    let both_read = |d: &crate::sysfs::Device| {
+        let delta = d.delta_of(&args.image);
+        args.read_only && delta.is_some_and(|delta| delta.read_only)
+    };
+    let holders = sysfs.find_image(&args.image)?;
+    if let Some(device) = holders.iter().find(|d| !both_read(d)) {
+        return Err(attached(&args.image, device));
     }
     let image = Image::open(&args.image, access)?;
     let judged = match format(args, &image)? {
@@ -255,25 +261,22 @@ fn needs_repair(path: &Path, report: &Report, hint: &str) -> Error {
 
 /// Removes what killed tools left: a stopped device with this image, and devices without any.
 fn clear_leftovers(sysfs: &Sysfs, path: &Path) -> Result<()> {
-    let unused = |d: &crate::sysfs::Device| !d.running && d.open_count == 0;
-    let is_leftover =
-        |d: &crate::sysfs::Device| unused(d) && (d.deltas.is_empty() || d.delta_of(path).is_some());
-    let leftovers: Vec<_> = sysfs.devices()?.into_iter().filter(is_leftover).collect();
-    if leftovers.is_empty() {
-        return Ok(());
-    }
-    let _quiet = Quiet::begin();
-    let control = control::open()?;
-    for device in leftovers {
-        if !device.deltas.is_empty() {
-            // A failure shows as an image that is attached already.
-            let _ = control::open_node(device.index)?.clear();
+    for device in sysfs.devices()? {
+        let index = device.index;
+        if device.running {
+            continue;
         }
-        // Somebody may be about to use an empty one.
-        let _ = match device.deltas.is_empty() {
-            true => control.remove(device.index),
-            false => control::remove(&control, device.index),
-        };
+        if device.deltas.is_empty() {
+            if device.open_count == 0 {
+                // Somebody may be about to use it: then it is busy, and stays.
+                let _ = control::open()?.remove(index);
+            }
+        } else if device.delta_of(path).is_some() && control::falls_idle(sysfs, index)? {
+            let _quiet = Quiet::begin();
+            // A failure shows as an image that is attached already.
+            let _ = control::open_node(index)?.clear();
+            let _ = control::remove(&control::open()?, index);
+        }
     }
     Ok(())
 }

@@ -56,8 +56,8 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     match Target::resolve(&args.target, &sysfs)? {
         Target::Device(device) => live(args, &device),
-        Target::Image(path) => match sysfs.find_image(&path)? {
-            Some(device) => Err(attached(&path, &device)),
+        Target::Image(path) => match sysfs.find_image(&path)?.first() {
+            Some(device) => Err(attached(&path, device)),
             None => image(args, &path),
         },
     }

@@ -110,6 +110,20 @@ pub fn remove(control: &Control, index: u32) -> nix::Result<()> {
     }
 }
 
+/// Waits until nobody has the stopped device `index` open, as udev has for a moment. No if
+/// somebody keeps it, or it runs or is gone.
+pub fn falls_idle(sysfs: &Sysfs, index: u32) -> Result<bool> {
+    let give_up = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match sysfs.device(index)? {
+            Some(d) if d.running => return Ok(false),
+            Some(d) if d.open_count == 0 => return Ok(true),
+            Some(_) if Instant::now() < give_up => sleep(FIRST_PAUSE * 5),
+            Some(_) | None => return Ok(false),
+        }
+    }
+}
+
 /// A device that is being made; unmade when dropped before [`Making::finish`].
 pub struct Making<'a> {
     control: &'a Control,
@@ -167,12 +181,15 @@ fn add_error(wanted: Option<u32>, e: Errno) -> Error {
     let name = wanted.map_or("a device".to_owned(), |n| format!("ploop{n}"));
     let what = format!("cannot add {name}");
     match (e, wanted) {
+        (Errno::ERANGE | Errno::ENOSPC, None) => {
+            Error::new(Code::Busy, "cannot add a device: all numbers are taken")
+        }
         (Errno::EEXIST | Errno::EBUSY, Some(n)) => Error::new(
             Code::Busy,
             format!("cannot add ploop{n}: it exists already"),
         )
         .hint("leave out -n to take an unused one; 'ploopctl list' shows those in use"),
-        (Errno::EINVAL, Some(n)) => {
+        (Errno::EINVAL | Errno::ERANGE, Some(n)) => {
             let max = ploop_pure::abi::DEVICES_MAX - 1;
             Error::new(Code::Param, format!("cannot add ploop{n}: no such number"))
                 .hint(format!("devices are numbered from 0 to {max}"))

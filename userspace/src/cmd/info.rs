@@ -58,7 +58,7 @@ pub fn run(args: &TargetArgs) -> Result<()> {
     let (path, device) = match Target::resolve(&args.target, &sysfs)? {
         Target::Device(device) => (device.top().map(|t| t.image.clone()), Some(*device)),
         Target::Image(path) => {
-            let device = sysfs.find_image(&path)?;
+            let device = sysfs.find_image(&path)?.into_iter().next();
             (Some(path), device)
         }
     };

@@ -36,7 +36,7 @@ pub fn run(args: &TargetArgs) -> Result<()> {
             }
         },
         Target::Image(path) => {
-            let device = sysfs.find_image(&path)?.map(Box::new);
+            let device = sysfs.find_image(&path)?.into_iter().next().map(Box::new);
             (path, device)
         }
     };
