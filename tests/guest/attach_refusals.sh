@@ -34,7 +34,7 @@ refused() {
 
 fresh() { cp "$good" "$image"; }
 
-fresh; put 0 00; refused 'wrong magic' 'm_Sig'
+fresh; put 0 00; refused 'wrong magic' 'magic'
 fresh; put 16 03; refused 'wrong type' 'm_Type'
 fresh; put 28 7f; refused 'wrong cluster size' 'm_Sectors'
 fresh; put 36 0000000000000000; refused 'size 0' 'm_SizeInSectors'

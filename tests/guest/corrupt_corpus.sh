@@ -16,7 +16,7 @@ for version in 1 2; do
     done
     detach "$device"
     note "version $version"
-    plooptest corpus --seed $((version * 1000)) --count 150 "$image" "$SCRATCH/damaged.img" >&2
+    plooptest corpus --seed $((version * 1000)) --count 250 "$image" "$SCRATCH/damaged.img" >&2
 done
 # Each refusal said which field.
 expect_log 'm_Sectors|m_FirstBlockOffset|m_Size|m_Type|m_Sig'

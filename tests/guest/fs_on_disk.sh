@@ -8,10 +8,10 @@
 scratch_fs xfs
 mkdir -p "$TEST_DIR/mnt"
 
+# Blocks written in random order, some made durable on the way.
 load() {
-    fio --name=load --directory="$TEST_DIR/mnt" --nrfiles=4 --filesize=4M --ioengine="$2" \
-        --rw=randrw --bs=4k --io_size=8M --randseed=11 --fsync=64 --verify=crc32c \
-        --verify_fatal=1 --"$1" --minimal >/dev/null
+    fio --name=load --filename="$TEST_DIR/mnt/file" --size=6M --ioengine="$2" --rw=randwrite \
+        --bs=4k --randseed=11 --fsync=100 --verify=crc32c --verify_fatal=1 --"$1" --minimal >/dev/null
 }
 
 try() {
@@ -22,12 +22,15 @@ try() {
     "mkfs.$fs" -q "$device"
     mount "$device" "$TEST_DIR/mnt"
     load do_verify=1 "$engine"
+    cp -r /usr/lib/udev "$TEST_DIR/mnt/tree"
+    (cd "$TEST_DIR/mnt" && find tree -type f -exec sha256sum {} +) >"$TEST_DIR/sums"
     umount "$TEST_DIR/mnt"
     detach "$device"
     device=$(attach "$image")
     if [[ $fs == ext4 ]]; then e2fsck -fn "$device" >&2; else xfs_repair -n "$device" >&2; fi
     mount "$device" "$TEST_DIR/mnt"
     load verify_only "$engine"
+    (cd "$TEST_DIR/mnt" && sha256sum --quiet -c "$TEST_DIR/sums") || die "$fs: files changed"
     umount "$TEST_DIR/mnt"
     detach "$device"
     ploopctl check "$image" >&2

@@ -9,5 +9,5 @@ ploopctl create -s 64M "$SCRATCH/disk.img" >/dev/null
 seed=${PLOOP_SEED:-$(date +%s)}
 note "seed $seed"
 for ((i = 0; i < 3; i++)); do
-    plooptest ioctl-fuzz --seed $((seed + i)) --count 8000 "$SCRATCH/disk.img" >&2
+    plooptest ioctl-fuzz --seed $((seed + i)) --count 30000 "$SCRATCH/disk.img" >&2
 done

@@ -8,17 +8,18 @@ scratch_fs ext4
 ploopctl create -s 64M "$SCRATCH/disk.img" >/dev/null
 device=$(attach "$SCRATCH/disk.img")
 expect_fail rmmod ploop
-(while dd if=/dev/urandom of="$device" bs=64k count=64 oflag=direct status=none; do :; done) &
+dd if=/dev/urandom of="$device" bs=64k oflag=direct conv=notrunc status=none 2>/dev/null &
 writer=$!
-for _ in 1 2 3 4 5; do
+exec 5<"$device"
+for _ in 1 2 3; do
     expect_fail rmmod ploop
     status=0
     ploopctl detach "$device" 2>"$TEST_DIR/said" || status=$?
     expect_same "$status" 17 'status of detach of an open disk'
 done
-kill "$writer"
-wait "$writer" 2>/dev/null || true
-pkill -x dd || true
+kill "$writer" 2>/dev/null || true
+wait "$writer" || true
+exec 5<&-
 
 udevadm settle -t 10
 mkfs.ext4 -q "$device"
