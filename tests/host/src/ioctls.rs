@@ -5,7 +5,9 @@
 use crate::cli::{Failure, Outcome, Words};
 use crate::dev::{drop_privileges, Arg};
 use crate::device::{add_delta, Device};
-use libc::{EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOTTY, EOPNOTSUPP, EPERM};
+use libc::{
+    EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EOPNOTSUPP, EPERM, ERANGE,
+};
 use ploop_pure::abi;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -172,7 +174,7 @@ fn bad_control_arguments(t: &mut Table, d: &mut Device) {
     }
     let arg = abi::DeviceArg::new(abi::DEVICES_MAX as i32);
     let large = Arg::Bytes(arg.as_bytes());
-    t.refuse_control(d, "CTL_ADD index too large", EINVAL, abi::CTL_ADD, large);
+    t.refuse_control(d, "CTL_ADD index too large", ERANGE, abi::CTL_ADD, large);
     let arg = abi::DeviceArg::new(d.index);
     let ours = Arg::Bytes(arg.as_bytes());
     t.refuse_control(d, "CTL_ADD of a device in use", EEXIST, abi::CTL_ADD, ours);
@@ -188,7 +190,7 @@ fn bad_control_arguments(t: &mut Table, d: &mut Device) {
     t.refuse_control(
         d,
         "CTL_REMOVE of no device",
-        ENOENT,
+        ENODEV,
         abi::CTL_REMOVE,
         absent,
     );
