@@ -59,8 +59,10 @@ impl BlockDevice for Device {
 pub(crate) fn limits(engine: &Engine<Device>) -> Limits {
     let chain = &engine.chain;
     let cluster = chain.cluster();
+    let align = chain.top().map(|top| top.io().align());
     Limits {
-        logical_block: chain.top().map_or(512, |top| top.io().block_bytes()),
+        logical_block: align.map_or(512, |a| a.offset),
+        memory_align: align.map_or(512, |a| a.memory),
         // One request touches one cluster, unless clusters do not matter.
         chunk_sectors: if chain.is_identity() {
             0

@@ -279,6 +279,10 @@ impl<D: Disk> Engine<D> {
         let cmd = rq.pdu();
         cmd.phase = Phase::Moving { pos, sync };
         let moved = cmd.moved;
+        let end = pos.saturating_add(rq.len() as u64);
+        if rq.op() == Op::Write && top.io().ends_before(end) {
+            return Self::io_done(rq, Err(EIO));
+        }
         top.io().submit(rq, pos + moved as u64, moved, sync);
     }
 

@@ -8,7 +8,7 @@ pub(crate) mod file;
 pub(crate) mod lock;
 
 use crate::sys::{
-    file::{Access, File, Kind, Mode},
+    file::{Access, Align, File, Kind, Mode},
     mq::{Driver, Request, Sync},
     pages::PageBuf,
     prelude::*,
@@ -47,9 +47,15 @@ impl Io {
         }
     }
 
-    /// Smallest unit of I/O in bytes.
-    pub(crate) fn block_bytes(&self) -> u32 {
-        self.file().block_bytes()
+    /// What requests have to keep to: 512 to 4096 bytes each.
+    pub(crate) fn align(&self) -> Align {
+        self.file().align()
+    }
+
+    /// Whether the file ends before `end`: somebody has made it shorter. A write there would make
+    /// it longer again and hide that.
+    pub(crate) fn ends_before(&self, end: u64) -> bool {
+        self.file().as_file().len_cached() < end
     }
 
     /// Length of the file in bytes, asked for anew.

@@ -2,20 +2,23 @@
 //! The `file` engine: control blocks on a file of any file system, directly where it can.
 
 use crate::sys::{
-    file::{Access, File, Kind, Mode},
+    file::{Access, Align, File, Kind, Mode},
     prelude::*,
 };
 use core::ops::Range;
 
 /// Largest alignment of direct I/O that a disk with 4096-byte blocks keeps to.
 const ALIGN_MAX: u32 = 4096;
-/// Smallest block of a disk.
-const BLOCK_MIN: u32 = 512;
+/// What any disk can keep to, and what is asked of it at least.
+const ALIGN_MIN: Align = Align {
+    offset: 512,
+    memory: 512,
+};
 
 /// An image in a file or on a block device.
 pub(crate) struct FileIo {
     file: File,
-    block_bytes: u32,
+    align: Align,
 }
 
 impl FileIo {
@@ -29,11 +32,17 @@ impl FileIo {
         if !user.can_do_io() {
             return Err(Errno::OpNotSupp.error());
         }
-        if let Some(align) = user.direct_align().filter(|a| *a <= ALIGN_MAX) {
+        if let Some(align) = user
+            .direct_align()
+            .filter(|a| a.offset.max(a.memory) <= ALIGN_MAX)
+        {
             match user.reopen(access, Mode::Direct) {
                 Ok(file) => {
-                    let block_bytes = align.max(BLOCK_MIN);
-                    return Ok(Self { file, block_bytes });
+                    let align = Align {
+                        offset: align.offset.max(ALIGN_MIN.offset),
+                        memory: align.memory.max(ALIGN_MIN.memory),
+                    };
+                    return Ok(Self { file, align });
                 }
                 // The file system cannot.
                 Err(e) if e == EINVAL => {}
@@ -42,7 +51,7 @@ impl FileIo {
         }
         Ok(Self {
             file: user.reopen(access, Mode::Buffered)?,
-            block_bytes: BLOCK_MIN,
+            align: ALIGN_MIN,
         })
     }
 
@@ -51,9 +60,9 @@ impl FileIo {
         &self.file
     }
 
-    /// Smallest unit of I/O in bytes, 512 to 4096.
-    pub(crate) fn block_bytes(&self) -> u32 {
-        self.block_bytes
+    /// What requests have to keep to: 512 to 4096 bytes each.
+    pub(crate) fn align(&self) -> Align {
+        self.align
     }
 
     /// Allocates the space if the file system can, else grows the file by a hole.

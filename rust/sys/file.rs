@@ -38,6 +38,15 @@ pub(crate) enum Kind {
     Other,
 }
 
+/// Alignment in bytes that direct I/O needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Align {
+    /// Of positions and lengths in the file.
+    pub(crate) offset: u32,
+    /// Of addresses in memory.
+    pub(crate) memory: u32,
+}
+
 /// Which file it is, as stat(2) says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity {
@@ -160,12 +169,21 @@ impl File {
         u64::try_from(len).map_err(|_| Error::from_errno(i32::try_from(len).unwrap_or(0)))
     }
 
-    /// Alignment in bytes that direct I/O needs of positions and lengths; `None` if the file
-    /// cannot do it.
-    pub(crate) fn direct_align(&self) -> Option<u32> {
+    /// Length in bytes as the VFS knows it: cheap, and right unless another machine changed it.
+    pub(crate) fn len_cached(&self) -> u64 {
         // SAFETY: A live file by the invariant.
-        let align = unsafe { bindings::ploop_file_dio_align(self.raw.as_ptr()) };
-        (align != 0).then_some(align)
+        unsafe { bindings::ploop_file_size_cached(self.raw.as_ptr()) }.unsigned_abs()
+    }
+
+    /// What direct I/O needs; `None` if the file cannot do it.
+    pub(crate) fn direct_align(&self) -> Option<Align> {
+        let mut align = bindings::ploop_dio_align::default();
+        // SAFETY: A live file by the invariant.
+        unsafe { bindings::ploop_file_dio_align(self.raw.as_ptr(), &mut align) };
+        (align.offset != 0).then_some(Align {
+            offset: align.offset,
+            memory: align.memory,
+        })
     }
 
     /// Makes everything written so far durable, and the length with it.

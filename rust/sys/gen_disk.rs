@@ -2,12 +2,11 @@
 //! Disks: `struct gendisk`, its limits, capacity, openers and ioctls.
 
 use super::{
-    bindings,
+    bindings, compat,
     frozen::QueueFrozen,
     mq::{Driver, TagSet},
     Table, DISKS,
 };
-use crate::THIS_MODULE;
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 use kernel::{
     error::{from_err_ptr, to_result},
@@ -39,6 +38,8 @@ pub(crate) trait BlockDevice: Driver {
 pub(crate) struct Limits {
     /// Smallest unit of I/O in bytes, 512 or 4096.
     pub(crate) logical_block: u32,
+    /// Alignment of data in memory in bytes, a power of two from 512 up.
+    pub(crate) memory_align: u32,
     /// Requests never cross a multiple of this many sectors; 0: they may.
     pub(crate) chunk_sectors: u32,
     /// Preferred I/O in bytes.
@@ -54,6 +55,7 @@ impl Limits {
     /// Those of a disk without image.
     pub(crate) const NONE: Self = Self {
         logical_block: 512,
+        memory_align: 512,
         chunk_sectors: 0,
         io_opt: 0,
     };
@@ -67,7 +69,7 @@ impl Limits {
             chunk_sectors: self.chunk_sectors,
             max_hw_sectors: REQUEST_SECTORS_MAX,
             max_segments: SEGMENTS_MAX,
-            dma_alignment: bindings::SECTOR_SIZE - 1,
+            dma_alignment: self.memory_align.saturating_sub(1),
             features: bindings::BLK_FEAT_WRITE_CACHE | bindings::BLK_FEAT_FUA,
             ..pin_init::zeroed()
         }
@@ -291,7 +293,7 @@ struct Fops<D>(PhantomData<D>);
 impl<D: BlockDevice> Fops<D> {
     const TABLE: &'static Table<bindings::block_device_operations> =
         &Table(bindings::block_device_operations {
-            owner: THIS_MODULE.as_ptr(),
+            owner: compat::owner(),
             ioctl: Some(Self::ioctl),
             compat_ioctl: Some(bindings::blkdev_compat_ptr_ioctl),
             free_disk: Some(Self::free_disk),

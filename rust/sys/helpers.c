@@ -92,20 +92,26 @@ int ploop_file_identify(struct file *file, struct ploop_file_id *id)
 	return 0;
 }
 
-/* Alignment of file positions for direct I/O in bytes, 0 where it cannot be done. */
-unsigned int ploop_file_dio_align(struct file *file)
+void ploop_file_dio_align(struct file *file, struct ploop_dio_align *align)
 {
 	struct super_block *sb = file_inode(file)->i_sb;
+	struct block_device *bdev = sb->s_bdev;
 	struct kstat stat;
 
-	if (S_ISBLK(file_inode(file)->i_mode))
-		return bdev_logical_block_size(I_BDEV(file->f_mapping->host));
-	if (!vfs_getattr_nosec(&file->f_path, &stat, STATX_DIOALIGN, 0) &&
-	    (stat.result_mask & STATX_DIOALIGN))
-		return stat.dio_offset_align;
-	if (sb->s_bdev)
-		return bdev_logical_block_size(sb->s_bdev);
-	return SECTOR_SIZE;
+	align->offset = SECTOR_SIZE;
+	align->memory = SECTOR_SIZE;
+	if (S_ISBLK(file_inode(file)->i_mode)) {
+		bdev = I_BDEV(file->f_mapping->host);
+	} else if (!vfs_getattr_nosec(&file->f_path, &stat, STATX_DIOALIGN, 0) &&
+		   (stat.result_mask & STATX_DIOALIGN)) {
+		align->offset = stat.dio_offset_align;
+		align->memory = stat.dio_mem_align;
+		return;
+	}
+	if (bdev) {
+		align->offset = bdev_logical_block_size(bdev);
+		align->memory = bdev_dma_alignment(bdev) + 1;
+	}
 }
 
 struct file *ploop_reopen(struct file *file, int flags)
@@ -123,6 +129,12 @@ loff_t ploop_file_size(struct file *file)
 	/* Asks the server on network file systems. */
 	ret = vfs_getattr_nosec(&file->f_path, &stat, STATX_SIZE, 0);
 	return ret ? ret : stat.size;
+}
+
+/* As the VFS knows it, without asking the file system. */
+loff_t ploop_file_size_cached(struct file *file)
+{
+	return i_size_read(file->f_mapping->host);
 }
 
 umode_t ploop_file_mode(struct file *file)

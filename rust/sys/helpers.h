@@ -52,8 +52,16 @@ struct ploop_file_id {
 };
 
 int ploop_file_identify(struct file *file, struct ploop_file_id *id);
-unsigned int ploop_file_dio_align(struct file *file);
+
+/* What direct I/O needs, in bytes; both 0 where it cannot be done. */
+struct ploop_dio_align {
+	unsigned int offset;
+	unsigned int memory;
+};
+
+void ploop_file_dio_align(struct file *file, struct ploop_dio_align *align);
 loff_t ploop_file_size(struct file *file);
+loff_t ploop_file_size_cached(struct file *file);
 umode_t ploop_file_mode(struct file *file);
 struct inode *ploop_file_host(struct file *file);
 bool ploop_file_is_rdonly_fs(struct file *file);

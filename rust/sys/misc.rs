@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The control device and the block major: how userspace asks for devices.
 
-use super::{bindings, Table};
-use crate::THIS_MODULE;
+use super::{bindings, compat, Table};
 use core::{marker::PhantomData, ptr};
 use kernel::{
     error::to_result,
@@ -38,7 +37,7 @@ unsafe impl<T: Control> Sync for MiscDevice<T> {}
 
 impl<T: Control> MiscDevice<T> {
     const FOPS: &'static Table<bindings::file_operations> = &Table(bindings::file_operations {
-        owner: THIS_MODULE.as_ptr(),
+        owner: compat::owner(),
         unlocked_ioctl: Some(Self::ioctl),
         compat_ioctl: bindings::compat_ptr_ioctl,
         ..pin_init::zeroed()
@@ -154,7 +153,7 @@ impl ModulePin {
     /// Keeps the module loaded until this is dropped; ENODEV while it is being unloaded.
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: Our own module.
-        if unsafe { bindings::try_module_get(THIS_MODULE.as_ptr()) } {
+        if unsafe { bindings::try_module_get(compat::owner()) } {
             Ok(Self(()))
         } else {
             Err(ENODEV)
@@ -165,6 +164,6 @@ impl ModulePin {
 impl Drop for ModulePin {
     fn drop(&mut self) {
         // SAFETY: Got in `new`.
-        unsafe { bindings::module_put(THIS_MODULE.as_ptr()) };
+        unsafe { bindings::module_put(compat::owner()) };
     }
 }

@@ -13,6 +13,7 @@
 //! * Every table of C callbacks names this module as its owner.
 #![allow(unsafe_code)]
 
+mod compat;
 pub(crate) mod file;
 pub(crate) mod frozen;
 pub(crate) mod gen_disk;

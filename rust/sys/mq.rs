@@ -10,7 +10,7 @@
 //! 4. ended: blk-mq's again. Dropping a `Request` ends it with an error.
 
 use super::{
-    bindings,
+    bindings, compat,
     file::{self, File},
     frozen::Handler,
     segments::Segments,
@@ -251,11 +251,11 @@ impl<D: Driver> Request<D> {
         if ptr::eq(bio, tail) && !bio.is_null() {
             // SAFETY: The only bio of an owned request; its vector lives as long.
             unsafe {
-                let at = (&raw const (*bio).bi_iter).read();
+                let mut at = (&raw const (*bio).bi_iter).read();
                 let nr = Segments::new(bio).count();
                 let segs = (*bio).bi_io_vec.add(at.bi_idx as usize);
                 bindings::iov_iter_bvec(&mut iter, dir, segs, nr, len);
-                iter.iov_offset = at.bi_bvec_done as usize;
+                iter.iov_offset = *compat::segment_done(&mut at) as usize;
                 bindings::iov_iter_advance(&mut iter, skip);
             }
             return iter;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The memory segments of a request's bios.
 
-use super::bindings;
+use super::{bindings, compat};
 use core::marker::PhantomData;
 
 /// Iterates over the segments of a chain of bios, as `rq_for_each_bvec` does.
@@ -58,14 +58,14 @@ impl Iterator for Segments<'_> {
         }
         // SAFETY: `bi_idx` is within the vector while `bi_size` is not zero.
         let seg = unsafe { (*self.bio).bi_io_vec.add(self.iter.bi_idx as usize).read() };
-        let done = self.iter.bi_bvec_done;
+        let done = *compat::segment_done(&mut self.iter);
         let len = self.iter.bi_size.min(seg.bv_len - done);
         self.iter.bi_size -= len;
         if done + len == seg.bv_len {
             self.iter.bi_idx += 1;
-            self.iter.bi_bvec_done = 0;
+            *compat::segment_done(&mut self.iter) = 0;
         } else {
-            self.iter.bi_bvec_done += len;
+            *compat::segment_done(&mut self.iter) = done + len;
         }
         Some(bindings::bio_vec {
             bv_page: seg.bv_page,

@@ -2,7 +2,7 @@
 //! Folders of read-only files below a disk's folder in sysfs.
 
 use super::{
-    bindings,
+    bindings, compat,
     gen_disk::{BlockDevice, DiskRef},
     Table,
 };
@@ -39,9 +39,7 @@ impl<const N: usize> Files<N> {
         let mut files: [bindings::kobj_attribute; N] = [const { pin_init::zeroed() }; N];
         let mut i = 0;
         while i < N {
-            files[i].attr.name = names[i].to_bytes_with_nul().as_ptr();
-            files[i].attr.mode = 0o444;
-            files[i].show = Some(show::<D, DEPTH>);
+            files[i] = compat::attribute(names[i], show::<D, DEPTH>);
             i += 1;
         }
         Self(Table(files))
