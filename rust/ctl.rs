@@ -14,6 +14,7 @@ use crate::{
         gen_disk::{Call, DiskRef, GenDisk, Numbers},
         misc::{Control, ModulePin},
         prelude::*,
+        proc::Reserve,
     },
 };
 use ploop_pure::abi;
@@ -168,6 +169,18 @@ impl Control for Registry {
     fn probe(&self, minor: u32) {
         // A failure shows as ENXIO of the open.
         let _ = self.add(Some(minor >> abi::MINOR_SHIFT), None);
+    }
+}
+
+impl Reserve for Registry {
+    /// The minor of an idle device's disk.
+    fn reserve(&self) -> Result<u32> {
+        let index = self.images.reserve_idle_device(abi::DEVICES_MAX)?;
+        Ok(index << abi::MINOR_SHIFT)
+    }
+
+    fn give_back(&self, minor: u32) {
+        self.images.give_back_device(minor >> abi::MINOR_SHIFT);
     }
 }
 

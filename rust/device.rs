@@ -121,6 +121,11 @@ impl Device {
             .ok_or(ERANGE)
     }
 
+    /// Whether the number is promised to a reader of `/proc/vz/ploop_minor`.
+    fn is_reserved(&self) -> bool {
+        self.images.is_reserved(self.index)
+    }
+
     /// Makes the folders of a device in sysfs, after its disk was added.
     pub(crate) fn add_folders(disk: DiskRef<'_, Self>) -> Result {
         disk.driver().control.lock().folders.add_state(disk)

@@ -34,6 +34,7 @@ struct Ploop {
     #[pin]
     control: sys::misc::MiscDevice<ctl::Registry>,
     major: sys::misc::BlockMajor<ctl::Registry>,
+    minor_file: Option<sys::proc::NumberFile<ctl::Registry>>,
     _devices: Devices,
 }
 
@@ -56,9 +57,16 @@ impl kernel::InPlaceModule for Ploop {
                 c"ploop",
                 registry.clone(),
             )?;
+            let minor_file = if sys::proc::is_wanted() {
+                let owner = registry.clone();
+                Some(sys::proc::NumberFile::new(c"vz", c"ploop_minor", owner)?)
+            } else {
+                None
+            };
             Ok(try_pin_init!(Self {
                 control <- sys::misc::MiscDevice::register(c"ploop-control", registry.clone()),
                 major,
+                minor_file,
                 _devices: Devices(registry),
             }? Error))
         })

@@ -135,8 +135,9 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
             nr => nr as u64 - 1,
         },
         b"total_bios" => count(|s| &s.requests),
-        // Always off: no discard mode, no frozen file systems, no reservation.
-        b"discard_mode" | b"freeze_state" | b"locked" => 0,
+        b"locked" => this.is_reserved().into(),
+        // Always off: no discard mode, no frozen file systems.
+        b"discard_mode" | b"freeze_state" => 0,
         _ => return Err(EINVAL),
     };
     Ok(writeln!(out, "{number}")?)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Who holds an image: a table of this module's own users, and QEMU's byte locks against others.
 //!
-//! Locks: the table's mutex is a leaf.
+//! Locks: `reserved`, then `users`; both leaves.
 
 use crate::sys::{
     file::{Access, File},
@@ -48,6 +48,9 @@ struct User {
 pub(crate) struct Images {
     #[pin]
     users: Mutex<KVec<User>>,
+    /// Device numbers promised to readers of `/proc/vz/ploop_minor`.
+    #[pin]
+    reserved: Mutex<KVec<u32>>,
 }
 
 impl Images {
@@ -55,13 +58,38 @@ impl Images {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             users <- new_mutex!(KVec::new()),
+            reserved <- new_mutex!(KVec::new()),
         })
     }
 
-    /// The lowest of `nr` device numbers whose device has no image.
+    /// The lowest of `nr` device numbers that is not reserved and whose device has no image.
     pub(crate) fn lowest_idle_device(&self, nr: u32) -> Option<u32> {
+        let reserved = self.reserved.lock();
         let users = self.users.lock();
-        (0..nr).find(|i| users.iter().all(|u| u.device != *i))
+        let is_idle = |i| users.iter().all(|u| u.device != i) && !reserved.contains(&i);
+        (0..nr).find(|i| is_idle(*i))
+    }
+
+    /// The same, and nobody else gets it until it is given back.
+    pub(crate) fn reserve_idle_device(&self, nr: u32) -> Result<u32> {
+        loop {
+            let idle = self.lowest_idle_device(nr).ok_or(ERANGE)?;
+            let mut reserved = self.reserved.lock();
+            if !reserved.contains(&idle) {
+                reserved.push(idle, GFP_KERNEL)?;
+                return Ok(idle);
+            }
+        }
+    }
+
+    /// Ends a reservation.
+    pub(crate) fn give_back_device(&self, device: u32) {
+        self.reserved.lock().retain(|i| *i != device);
+    }
+
+    /// Whether a device number is reserved.
+    pub(crate) fn is_reserved(&self, device: u32) -> bool {
+        self.reserved.lock().contains(&device)
     }
 
     /// Takes the image for device `device`, or says who has it and returns EBUSY. `file` must be

@@ -29,12 +29,26 @@ static unsigned int map_limit_mb;
 module_param(map_limit_mb, uint, 0644);
 MODULE_PARM_DESC(map_limit_mb, "Most memory for the maps of one device in MiB; 0: 1/16 of RAM");
 
+static bool compat_proc;
+module_param(compat_proc, bool, 0444);
+MODULE_PARM_DESC(compat_proc, "Make /proc/vz/ploop_minor for libploop (systemd may then take this host for a container)");
+
 MODULE_ALIAS_BLOCKDEV_MAJOR(182);
 MODULE_ALIAS("devname:ploop-control");
 
 unsigned int ploop_map_limit_mb(void)
 {
 	return READ_ONCE(map_limit_mb);
+}
+
+bool ploop_compat_proc(void)
+{
+	return compat_proc;
+}
+
+void *ploop_pde_data(struct inode *inode)
+{
+	return pde_data(inode);
 }
 
 unsigned long ploop_totalram_bytes(void)

@@ -16,6 +16,7 @@
 #include <linux/fs.h>
 #include <linux/magic.h>
 #include <linux/miscdevice.h>
+#include <linux/proc_fs.h>
 #include <linux/stat.h>
 #include <linux/sysfs.h>
 #include <linux/uio.h>
@@ -87,5 +88,7 @@ unsigned long ploop_msecs_to_jiffies(unsigned int ms);
 unsigned long ploop_totalram_bytes(void);
 unsigned int ploop_map_limit_mb(void);
 bool ploop_fatal_signal_pending(void);
+bool ploop_compat_proc(void);
+void *ploop_pde_data(struct inode *inode);
 
 #endif

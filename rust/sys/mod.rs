@@ -20,6 +20,7 @@ pub(crate) mod gen_disk;
 pub(crate) mod misc;
 pub(crate) mod mq;
 pub(crate) mod pages;
+pub(crate) mod proc;
 pub(crate) mod segments;
 pub(crate) mod sparse;
 pub(crate) mod sysfs;
