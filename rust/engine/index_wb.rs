@@ -50,7 +50,7 @@ impl<D: Disk> Engine<D> {
             }
             slow.commit_waiters.take()
         };
-        match noio(|| self.commit()) {
+        match self.commit() {
             Ok(()) => wake(waiters),
             Err(e) => wake_failed(waiters, e),
         }
@@ -60,6 +60,11 @@ impl<D: Disk> Engine<D> {
     /// image is poisoned: what is on disk is not known any more, so nothing is written to it until
     /// it has been closed and checked; its mark stays.
     pub(crate) fn commit(&self) -> Result {
+        // Memory must not be got by writing to this very disk.
+        noio(|| self.commit_all())
+    }
+
+    fn commit_all(&self) -> Result {
         let top = self.chain.top().ok_or(EIO)?;
         let mut buf = self.commit.lock();
         if self.is_poisoned() {

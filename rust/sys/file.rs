@@ -257,10 +257,7 @@ impl File {
     }
 
     fn rw_pages(&self, pos: u64, buf: &PageBuf, range: Range<usize>, dir: u32) -> Result<usize> {
-        let mut segs = KVec::with_capacity(range.len(), GFP_KERNEL)?;
-        for idx in range {
-            segs.push(buf.segment(idx).ok_or(EINVAL)?, GFP_KERNEL)?;
-        }
+        let segs = buf.segments(range).ok_or(EINVAL)?;
         let total = segs.len() * super::pages::PAGE_BYTES;
         let mut done = 0;
         while done < total {

@@ -2,18 +2,23 @@
 //! Page buffers for metadata I/O.
 
 use super::{bindings, PAGES};
-use core::ptr::NonNull;
+use core::{ops::Range, ptr::NonNull};
 use kernel::prelude::*;
 
 /// Bytes of a page of a [`PageBuf`]; also of an index page.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
-/// A number of zeroed pages, only ours, that files can be read into and written from directly.
+/// A number of zeroed pages, only ours, that files can be read into and written from directly,
+/// without allocating any more memory.
 ///
 /// # Invariants
 ///
-/// Each pointer is a page of ours, mapped in the kernel, that nobody else refers to.
-pub(crate) struct PageBuf(KVec<NonNull<[u8; PAGE_BYTES]>>);
+/// Each pointer is a page of ours, mapped in the kernel, that nobody else refers to; the segments
+/// are those pages, whole and in the same order.
+pub(crate) struct PageBuf {
+    pages: KVec<NonNull<[u8; PAGE_BYTES]>>,
+    segments: KVec<bindings::bio_vec>,
+}
 
 // SAFETY: The pages are owned, like a box's.
 unsafe impl Send for PageBuf {}
@@ -23,50 +28,55 @@ unsafe impl Sync for PageBuf {}
 impl PageBuf {
     /// `nr` zeroed pages.
     pub(crate) fn new(nr: usize) -> Result<Self> {
-        let mut buf = Self(KVec::with_capacity(nr, GFP_KERNEL)?);
+        let mut buf = Self {
+            pages: KVec::with_capacity(nr, GFP_KERNEL)?,
+            segments: KVec::with_capacity(nr, GFP_KERNEL)?,
+        };
         for _ in 0..nr {
             // SAFETY: No preconditions; may sleep, as the callers may.
             let addr = unsafe { bindings::get_zeroed_page_noprof(bindings::GFP_KERNEL) };
             let page = NonNull::new(addr as *mut [u8; PAGE_BYTES]).ok_or(ENOMEM)?;
             PAGES.add();
             // INVARIANT: A new page, in the kernel's mapping, known only to us. There is room.
-            buf.0.push(page, GFP_KERNEL)?;
+            buf.pages.push(page, GFP_KERNEL)?;
+            let segment = bindings::bio_vec {
+                // SAFETY: In the kernel's mapping.
+                bv_page: unsafe { bindings::ploop_virt_to_page(page.as_ptr().cast()) },
+                bv_len: PAGE_BYTES as u32,
+                bv_offset: 0,
+            };
+            // INVARIANT: That page. There is room.
+            buf.segments.push(segment, GFP_KERNEL)?;
         }
         Ok(buf)
     }
 
     /// How many pages.
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.pages.len()
     }
 
     /// Page `idx`.
     pub(crate) fn page(&self, idx: usize) -> Option<&[u8; PAGE_BYTES]> {
         // SAFETY: Ours by the invariant; borrowed as `self` is.
-        self.0.get(idx).map(|p| unsafe { p.as_ref() })
+        self.pages.get(idx).map(|p| unsafe { p.as_ref() })
     }
 
     /// Page `idx`, to be changed.
     pub(crate) fn page_mut(&mut self, idx: usize) -> Option<&mut [u8; PAGE_BYTES]> {
         // SAFETY: Ours by the invariant; borrowed as `self` is.
-        self.0.get_mut(idx).map(|p| unsafe { p.as_mut() })
+        self.pages.get_mut(idx).map(|p| unsafe { p.as_mut() })
     }
 
-    /// Page `idx` as a segment for I/O.
-    pub(super) fn segment(&self, idx: usize) -> Option<bindings::bio_vec> {
-        let addr = self.0.get(idx)?.as_ptr();
-        Some(bindings::bio_vec {
-            // SAFETY: In the kernel's mapping by the invariant.
-            bv_page: unsafe { bindings::ploop_virt_to_page(addr.cast()) },
-            bv_len: PAGE_BYTES as u32,
-            bv_offset: 0,
-        })
+    /// Pages as segments for I/O.
+    pub(super) fn segments(&self, range: Range<usize>) -> Option<&[bindings::bio_vec]> {
+        self.segments.get(range)
     }
 }
 
 impl Drop for PageBuf {
     fn drop(&mut self) {
-        for page in &self.0 {
+        for page in &self.pages {
             // SAFETY: Ours by the invariant; no reference is left.
             unsafe { bindings::free_pages(page.as_ptr() as usize, 0) };
             PAGES.sub();
