@@ -97,16 +97,17 @@ machine_shell() {
 machine_hear() {
     # shellcheck disable=SC2034 # read through the name reference
     local -n heard=$1
-    local end=$((SECONDS + $2))
+    local end=$((SECONDS + $2)) part
     heard=''
     while ((SECONDS < end)); do
-        if read -r -t 2 -u "$machine_from" heard; then return 0; fi
-        if ! machine_runs; then
-            # Its last words may have come in between.
-            # shellcheck disable=SC2034
-            read -r -t 0.1 -u "$machine_from" heard && return 0
-            return 1
-        fi
+        # A line may come in pieces, and the wait may end between them.
+        if read -r -t 2 -u "$machine_from" part; then heard+=$part; return 0; fi
+        heard+=$part
+        machine_runs && continue
+        # It is gone; its last words may have come in between.
+        read -r -t 0.1 -u "$machine_from" part || return 1
+        heard+=$part
+        return 0
     done
     return 2
 }
