@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * The ploop ABI for programs in C: ioctl numbers and the structures they carry, native endian.
+ *
+ * rust/pure/src/abi.rs is the authority and docs/abi.md says what each call does, which are
+ * served so far, and what the errors mean; tests/host/tests/docs.rs compares this file with both.
+ * Numbers 0 to 34 are OpenVZ's, directions included, which are not always those in which data
+ * moves. Numbers from 0x80 on are of this driver.
+ */
+#ifndef PLOOP_H
+#define PLOOP_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define PLOOP_MAJOR		182
+#define PLOOP_MINORS		16
+#define PLOOP_MINOR_SHIFT	4
+#define PLOOP_DEVICES_MAX	65536
+#define PLOOP_CONTROL_NAME	"ploop-control"
+#define PLOOP_COOKIE_LEN_MAX	63
+
+/* ploop_ctl.format */
+#define PLOOP_FORMAT_RAW	1
+#define PLOOP_FORMAT_PLOOP1	2
+
+/* ploop_ctl.flags */
+#define PLOOP_FLAG_RDONLY	0x00000001
+#define PLOOP_FLAG_COOKIE	0x00000004
+#define PLOOP_FLAG_CLUBLKS	0x00000008
+#define PLOOP_FLAG_FS_SYNC	0x10000000
+#define PLOOP_FLAG_ACCEPT_INUSE	0x20000000
+
+/* ploop_ctl_chunk.io */
+#define PLOOP_IO_AUTO		0
+#define PLOOP_IO_DIRECT		1
+#define PLOOP_IO_NFS		2
+#define PLOOP_IO_KAIO		4
+
+/* Head of ADD_DELTA, SNAPSHOT, REPLACE_DELTA and GROW. */
+struct ploop_ctl {
+	__u32 format;		/* PLOOP_FORMAT_* */
+	__u32 flags;		/* PLOOP_FLAG_* */
+	__u32 cluster_log;	/* log2 of the sectors of a cluster */
+	__u32 size;		/* GROW only */
+	__u16 chunks;		/* ploop_ctl_chunk that follow */
+	__u8 level;		/* REPLACE_DELTA only */
+	__u8 mbz1;		/* 0 */
+	__u32 mbz2;		/* 0 */
+};
+
+/* One image file. */
+struct ploop_ctl_chunk {
+	__s32 fd;		/* of the open image */
+	__u32 io;		/* PLOOP_IO_* */
+	__u32 flags;		/* 0 */
+	__u32 offset;		/* 0 */
+	__u64 start;		/* 0 */
+	__u64 len;		/* 0 */
+};
+
+/* What ADD_DELTA reads; the cookie only with PLOOP_FLAG_COOKIE. */
+struct ploop_add_delta {
+	struct ploop_ctl ctl;
+	struct ploop_ctl_chunk chunk;
+	char cookie[64];	/* ends with a zero byte */
+};
+
+/* What GETDEVICE writes. */
+struct ploop_getdevice_ctl {
+	__u32 minor;		/* of the disk's node: 16 * index */
+	__u32 mbz;		/* 0 */
+};
+
+/* Argument of CTL_ADD and CTL_REMOVE. */
+struct ploop_device_arg {
+	__u32 size;		/* of this structure: 32 */
+	__u32 flags;		/* 0 */
+	__s32 index;		/* N of ploopN; CTL_ADD takes -1 for any and puts the answer here */
+	__u32 reserved[5];	/* 0 */
+};
+
+#define PLOOP_IO_NUMBER(dir, nr, size)	_IOC(dir, 'P', nr, size)
+
+#define PLOOP_IOC_ADD_DELTA		_IOW('P', 0, struct ploop_ctl)
+#define PLOOP_IOC_CLEAR			_IO('P', 1)
+#define PLOOP_IOC_STOP			_IO('P', 2)
+#define PLOOP_IOC_START			_IO('P', 3)
+#define PLOOP_IOC_SNAPSHOT		_IOW('P', 4, struct ploop_ctl)
+#define PLOOP_IOC_DEL_DELTA		_IOW('P', 5, __u32)
+#define PLOOP_IOC_TRACK_INIT		PLOOP_IO_NUMBER(_IOC_READ, 6, 16)
+#define PLOOP_IOC_TRACK_STOP		_IO('P', 7)
+#define PLOOP_IOC_TRACK_ABORT		_IO('P', 8)
+#define PLOOP_IOC_TRACK_SETPOS		_IOW('P', 9, __u64)
+#define PLOOP_IOC_TRACK_READ		PLOOP_IO_NUMBER(_IOC_READ, 10, 16)
+#define PLOOP_IOC_SYNC			_IO('P', 11)
+#define PLOOP_IOC_MERGE			_IO('P', 12)
+#define PLOOP_IOC_REPLACE_DELTA		_IOW('P', 13, struct ploop_ctl)
+#define PLOOP_IOC_TRUNCATE		PLOOP_IO_NUMBER(_IOC_WRITE, 14, 16)
+#define PLOOP_IOC_UPDATE_INDEX		PLOOP_IO_NUMBER(_IOC_WRITE, 16, 8)
+#define PLOOP_IOC_GROW			_IOW('P', 17, struct ploop_ctl)
+#define PLOOP_IOC_FBGET			PLOOP_IO_NUMBER(_IOC_WRITE, 18, 16)
+#define PLOOP_IOC_BALLOON		PLOOP_IO_NUMBER(_IOC_WRITE, 19, 16)
+#define PLOOP_IOC_FREEBLKS		PLOOP_IO_NUMBER(_IOC_WRITE, 20, 16)
+#define PLOOP_IOC_RELOCBLKS		PLOOP_IO_NUMBER(_IOC_WRITE, 21, 16)
+#define PLOOP_IOC_GETDEVICE		_IOW('P', 22, struct ploop_getdevice_ctl)
+#define PLOOP_IOC_DISCARD_INIT		_IO('P', 23)
+#define PLOOP_IOC_DISCARD_FINI		_IO('P', 24)
+#define PLOOP_IOC_DISCARD_WAIT		_IO('P', 25)
+#define PLOOP_IOC_FBDROP		_IO('P', 26)
+#define PLOOP_IOC_FBFILTER		PLOOP_IO_NUMBER(_IOC_READ, 27, 8)
+#define PLOOP_IOC_MAX_DELTA_SIZE	_IOW('P', 28, __u64)
+#define PLOOP_IOC_PUSH_BACKUP_INIT	PLOOP_IO_NUMBER(_IOC_READ, 29, 24)
+#define PLOOP_IOC_PUSH_BACKUP_IO	PLOOP_IO_NUMBER(_IOC_READ, 30, 24)
+#define PLOOP_IOC_PUSH_BACKUP_STOP	PLOOP_IO_NUMBER(_IOC_READ, 31, 24)
+#define PLOOP_IOC_FREEZE		_IO('P', 32)
+#define PLOOP_IOC_THAW			_IO('P', 33)
+#define PLOOP_IOC_DUMP_CACHED_BAT	PLOOP_IO_NUMBER(_IOC_WRITE, 34, 16)
+
+/* On /dev/ploop-control. */
+#define PLOOP_IOC_CTL_ADD		_IOWR('P', 0x80, struct ploop_device_arg)
+#define PLOOP_IOC_CTL_REMOVE		_IOW('P', 0x81, struct ploop_device_arg)
+
+#endif
