@@ -7,24 +7,14 @@
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/power-cut-lib"
 
-record 16
-for ((cut = 1; cut <= 16; cut++)); do
-    restore "$cut"
-    device=$(attach "$SCRATCH/disk.img")
-    plooptest seqverify "$device" --acked "$(<"$TEST_DIR/acked.$cut")" --blocks "$blocks" >&2 ||
-        die "cut $cut lost acknowledged writes"
-    detach "$device"
-    ploopctl check "$SCRATCH/disk.img" >/dev/null || die "cut $cut left a damaged image"
-    forget
-done
+# try MODE CUTS
+try() {
+    local cut
+    record "$1" "$2"
+    for ((cut = 1; cut <= $2; cut++)); do
+        keeps "$cut" || die "$1: cut $cut lost acknowledged writes"
+    done
+}
 
-note 'the same with FUA instead of flushes'
-record 4 --fua
-for ((cut = 1; cut <= 4; cut++)); do
-    restore "$cut"
-    device=$(attach "$SCRATCH/disk.img")
-    plooptest seqverify "$device" --acked "$(<"$TEST_DIR/acked.$cut")" --blocks "$blocks" >&2 ||
-        die "cut $cut lost FUA writes"
-    detach "$device"
-    forget
-done
+try flush 14
+try fua 6

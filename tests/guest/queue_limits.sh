@@ -22,3 +22,20 @@ expect_same_bytes "$TEST_DIR/data" "$TEST_DIR/back"
 # One hardware queue a CPU.
 expect_same "$(find "/sys/block/${device##*/}/mq" -mindepth 1 -maxdepth 1 | wc -l)" "$(nproc)" queues
 detach "$device"
+
+# On a disk with sectors of 4 KiB the image file cannot do less.
+if modprobe scsi_debug dev_size_mb=64 sector_size=4096 ndelay=0 && udevadm settle -t 10; then
+    disk=$(grep -lx 'scsi_debug *' /sys/block/sd*/device/model | head -n 1)
+    disk=/dev/$(cut -d/ -f4 <<<"$disk")
+    mkfs.ext4 -q "$disk"
+    mkdir -p "$TEST_DIR/mnt"
+    mount "$disk" "$TEST_DIR/mnt"
+    ploopctl create -s 16M -b 64K "$TEST_DIR/mnt/disk.img" >/dev/null
+    device=$(attach "$TEST_DIR/mnt/disk.img")
+    expect_same "$(<"/sys/block/${device##*/}/queue/logical_block_size")" 4096 'logical block size on 4 KiB sectors'
+    head -c 1M /dev/urandom >"$TEST_DIR/data"
+    dd if="$TEST_DIR/data" of="$device" bs=4k oflag=direct conv=fsync status=none
+    cmp -n 1048576 "$device" "$TEST_DIR/data" || die "reads wrong on 4 KiB sectors"
+    detach "$device"
+    umount "$TEST_DIR/mnt"
+fi

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 const HELP: &str = "\
 plooptest COMMAND...
   simulate [--seeds N] [--seed S]        power cuts over the model disk
-  seqwrite DEV --ack FILE [--fua] [--seconds N] [--count C] [--blocks K]
+  seqwrite DEV --ack FILE [--fua] [--prefill] [--seconds N] [--count C] [--blocks K]
                                          write numbered blocks, each durable
   acked FILE                             the number acknowledged last
   seqverify DEV --acked N [--blocks K]   every acknowledged block is there

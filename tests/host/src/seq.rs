@@ -52,10 +52,14 @@ fn open(path: &str, write: bool) -> Result<File, Failure> {
     file.map_err(|e| Failure::Trouble(format!("cannot open {path}: {e}")))
 }
 
-/// `seqwrite DEV --ack FILE [--fua] [--seconds N] [--blocks K] [--count C]`
+/// `seqwrite DEV --ack FILE [--fua] [--prefill] [--seconds N] [--blocks K] [--count C]`
+///
+/// With `--prefill` all places are written and synced first: on a file, the FUA writes then change
+/// no metadata. (To a block device the kernel sends a FLUSH after each of them anyway.)
 pub fn write(mut words: Words) -> Outcome {
     let ack = words.needed("--ack")?;
     let fua = words.flag("--fua");
+    let prefill = words.flag("--prefill");
     let seconds = words.number("--seconds", 10)?;
     let blocks = words.number("--blocks", 1000)?;
     let count = words.number("--count", u64::MAX)?;
@@ -64,6 +68,12 @@ pub fn write(mut words: Words) -> Outcome {
     let places = Places::new(&mut disk, blocks)?;
     let ack = File::create(ack)?;
     let mut buffer = Buffer::new(1);
+    if prefill {
+        for place in 0..blocks {
+            disk.write_all_at(buffer.bytes(), places.offset(place))?;
+        }
+        disk.sync_all()?;
+    }
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut n = 0;
     while n < count && Instant::now() < end {
