@@ -76,7 +76,7 @@ fn request(rng: &mut Rng) -> u32 {
         }
         5..=7 => KNOWN[rng.pick(KNOWN.len())],
         // Our letter with any number, size and direction; never the letters of others.
-        _ => (rng.bits() as u32 & 0xFFFF_00FF) | abi::TYPE << 8,
+        _ => (rng.bits() as u32 & 0xFFFF_00FF) | (abi::TYPE << 8),
     }
 }
 

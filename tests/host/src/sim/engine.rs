@@ -434,7 +434,8 @@ impl<'a> Engine<'a> {
             Committing::Ready(commit::Action::Copy { cursor }) => {
                 let next = self.dirty.take_batch(cursor);
                 self.copies.clear();
-                for page in self.dirty.batch().to_vec() {
+                let pages = Vec::from(self.dirty.batch());
+                for page in pages {
                     let copy = self.page(page);
                     self.copies.push((page, copy));
                 }
