@@ -59,16 +59,12 @@ impl Chain {
             return Err(EINVAL);
         };
         let nr_clusters = u64::from(format.header().nr_entries);
-        let mut need = SparseWords::directory_bytes(nr_clusters);
+        // All of it, though only what is mapped takes memory: a write must not be what finds out.
+        let need = SparseWords::directory_bytes(nr_clusters) + nr_clusters * WORD_BYTES;
         check_memory(need, device)?;
         let map = SparseWords::new(nr_clusters)?;
         let usage = delta.scan_index(device, |cluster, at| {
-            let before = map.nr_pages();
             let word = map.get_or_alloc(cluster.0)?;
-            if map.nr_pages() != before {
-                need += SparseWords::PAGE_BYTES;
-                check_memory(need, device)?;
-            }
             let place = Place::Slot { level, at };
             word.store(Word::default().with_place(place).bits(), Relaxed);
             Ok(())
@@ -138,6 +134,9 @@ impl Chain {
         }
     }
 }
+
+/// Bytes of the map for each cluster.
+const WORD_BYTES: u64 = size_of::<u64>() as u64;
 
 /// ENOMEM if a device's tables of `need` bytes are over the limit, saying by how much.
 fn check_memory(need: u64, device: u32) -> Result {

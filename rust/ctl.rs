@@ -11,8 +11,9 @@ use crate::{
     io::lock::Images,
     sys::{
         self,
-        gen_disk::{Call, DiskRef, GenDisk, Numbers},
+        gen_disk::{BlockDevice, Call, DiskRef, GenDisk, Numbers},
         misc::{Control, ModulePin},
+        mq::TagSet,
         prelude::*,
         proc::Reserve,
     },
@@ -89,7 +90,7 @@ impl Registry {
             name: "ploop",
             index,
         };
-        let disk = GenDisk::add(device.clone(), &device.tags, &numbers)?;
+        let disk = GenDisk::add(device.clone(), &numbers)?;
         if let Err(e) = Device::add_folders(disk.as_ref()) {
             device.remove_folders();
             return Err(e);
@@ -148,13 +149,14 @@ impl Control for Registry {
                     -1 => None,
                     index => Some(u32::try_from(index).map_err(|_| EINVAL)?),
                 };
+                // Now rather than when the device exists, and perhaps is open, already.
+                decode::put(arg, &device)?;
                 let index = self.add(wanted, Some(ModulePin::new()?))?;
                 device.index = i32::try_from(index).map_err(|_| ERANGE)?;
-                if let Err(e) = decode::put(arg, &device) {
+                decode::put(arg, &device).inspect_err(|_| {
                     // Nobody knows of it.
                     let _ = self.remove(index);
-                    return Err(e);
-                }
+                })?;
                 Ok(0)
             }
             abi::CTL_REMOVE => {
@@ -184,9 +186,17 @@ impl Reserve for Registry {
     }
 }
 
-/// An ioctl on a disk.
-pub(crate) fn device_ioctl(disk: DiskRef<'_, Device>, call: Call) -> Result<c_int> {
-    let device = disk.driver();
+impl BlockDevice for Device {
+    fn tags(&self) -> &TagSet<Self> {
+        self.tag_set()
+    }
+
+    fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int> {
+        device_ioctl(self, disk, call)
+    }
+}
+
+fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Result<c_int> {
     if (call.cmd >> 8) & 0xff != abi::TYPE {
         return Err(ENOTTY);
     }
@@ -195,8 +205,10 @@ pub(crate) fn device_ioctl(disk: DiskRef<'_, Device>, call: Call) -> Result<c_in
     }
     match call.cmd {
         abi::ADD_DELTA => {
-            let (file, args, cookie) = decode::add_delta(call.arg)?;
-            Device::add_delta(disk, &file, args, cookie.as_ref())?;
+            let ctl = decode::ctl(call.arg)?;
+            device.admit_add()?;
+            let (file, args, cookie) = decode::add_delta(call.arg, ctl)?;
+            device.add_delta(&file, args, cookie.as_ref())?;
         }
         abi::DEL_DELTA => device.del_delta(decode::level(call.arg)?)?,
         abi::START => Device::start(disk)?,

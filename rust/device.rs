@@ -5,6 +5,7 @@
 //! then the frozen queue. `view` is a leaf and is all that readers of sysfs take, so a folder
 //! may be removed under `control`.
 
+mod limits;
 pub(crate) mod show;
 
 use crate::{
@@ -12,10 +13,9 @@ use crate::{
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
-    disk::{self, QUEUE_DEPTH},
     engine::{Closed, Engine},
     error::refusal,
-    io::lock::Images,
+    io::{lock::Images, Io},
     sys::{
         file::File,
         frozen::{FrozenCell, Handler},
@@ -74,7 +74,7 @@ pub(crate) struct Device {
     #[pin]
     infos: Mutex<KVec<Arc<Info>>>,
     #[pin]
-    pub(crate) tags: TagSet<Device>,
+    tags: TagSet<Device>,
     workers: Arc<Workqueue>,
 }
 
@@ -97,11 +97,16 @@ impl Device {
                 control <- new_mutex!(control),
                 view <- new_mutex!(View::EMPTY),
                 infos <- new_mutex!(KVec::new()),
-                tags <- TagSet::new(QUEUE_DEPTH),
+                tags <- TagSet::new(limits::QUEUE_DEPTH),
                 workers,
             }? Error),
             GFP_KERNEL,
         )
+    }
+
+    /// The disk's requests.
+    pub(crate) fn tag_set(&self) -> &TagSet<Self> {
+        &self.tags
     }
 
     /// Where handlers and work items run.
@@ -142,12 +147,14 @@ impl Device {
 
     /// ADD_DELTA: opens the image of `file` as the new top.
     pub(crate) fn add_delta(
-        disk: DiskRef<'_, Self>,
+        &self,
         file: &File,
         args: OpenArgs,
         cookie: Option<&abi::Cookie>,
     ) -> Result {
-        let this = disk.driver();
+        let this = self;
+        // Before the lock: opening a block device may wait for whoever removes another.
+        let io = Io::open(file, args.access)?;
         let mut control = this.control.lock();
         if control.is_removed {
             return Err(ENODEV);
@@ -158,20 +165,16 @@ impl Device {
             return Err(Errno::OpNotSupp.error());
         }
         let pin = ModulePin::new()?;
-        let delta = Arc::new(
-            Delta::open(file, args, &this.images, this.index)?,
-            GFP_KERNEL,
-        )?;
+        let delta = Arc::new(Delta::open(io, args, &this.images, this.index)?, GFP_KERNEL)?;
         let level = control.deltas.len();
         let added = control
             .folders
             .add_delta(level)
             .and_then(|()| Ok(this.infos.lock().push(delta.info().clone(), GFP_KERNEL)?))
-            .and_then(|()| Ok(control.deltas.push(delta.clone(), GFP_KERNEL)?));
+            .and_then(|()| Ok(control.deltas.push(delta.clone(), GFP_KERNEL)?))
+            .and_then(|()| delta.mark(this.index));
         if let Err(e) = added {
             this.forget(&mut control, level);
-            // Nothing was written since it was marked; on failure the mark stays.
-            let _ = delta.unmark_unused(this.index);
             return Err(e);
         }
         control.pin = Some(pin);
@@ -182,6 +185,11 @@ impl Device {
             view.cookie = *cookie;
         }
         Ok(())
+    }
+
+    /// Whether a delta may be added now.
+    pub(crate) fn admit_add(&self) -> Result {
+        admit(self.control.lock().state(), Call::AddDelta).map_err(refusal)
     }
 
     /// Drops what is known of the deltas from level `keep` on.
@@ -208,14 +216,14 @@ impl Device {
         let chain = Chain::load(deltas, this.index)?;
         let engine = Engine::new(this.index, chain, this.workers.clone())?;
         let chain = &engine.chain;
-        disk.set_limits(disk::limits(&engine))?;
+        disk.set_limits(limits::limits(&engine))?;
         disk.set_read_only(!chain.top().is_some_and(|top| top.is_writable()));
         let swapped = disk.frozen(|frozen| this.engine.replace(frozen, Some(engine.clone())));
         if swapped.is_err() {
             return Err(EINVAL);
         }
         this.view.lock().engine = Some(engine.clone());
-        disk.set_capacity(chain.size_sectors());
+        disk.set_capacity(limits::capacity(&engine, this.index));
         control.engine = Some(engine);
         // A disk without a partition table, or with a bad one, is as good as any.
         let _ = disk.open_lock().rescan_partitions(false);
@@ -291,7 +299,7 @@ impl Device {
         for delta in control.deltas.iter().skip(keep) {
             if !delta.is_spoiled() {
                 // On failure the mark stays, which is what it is for.
-                let _ = delta.unmark_unused(self.index);
+                let _ = delta.unmark_unused();
             }
         }
         self.forget(control, keep);
@@ -310,7 +318,8 @@ impl Device {
     /// Decides whether the device itself may be removed; if so, the caller removes it, and who
     /// opens it until then can do nothing with it.
     pub(crate) fn admit_remove(disk: DiskRef<'_, Self>) -> Result {
-        let mut control = disk.driver().control.lock();
+        // Whoever holds it is busy with the device; the table must not wait for that.
+        let mut control = disk.driver().control.try_lock().ok_or(EBUSY)?;
         let openers = disk.openers();
         admit(control.state(), Call::Remove { openers }).map_err(refusal)?;
         control.is_removed = true;

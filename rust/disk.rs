@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The disk as blk-mq sees it: requests in, ioctls in, limits out.
+//! The disk as blk-mq sees it: requests in, and on to the engine.
 
 use crate::{
-    ctl,
     device::Device,
     engine::{Cmd, Disk, Engine},
     sys::{
         frozen::Handler,
-        gen_disk::{BlockDevice, Call, DiskRef, Limits},
         mq::{Driver, Request},
         prelude::*,
         work::Workqueue,
     },
 };
-
-/// Requests in flight for each CPU.
-pub(crate) const QUEUE_DEPTH: u32 = 128;
 
 impl Driver for Device {
     type Pdu = Cmd;
@@ -48,28 +43,3 @@ impl Driver for Device {
 }
 
 impl Disk for Device {}
-
-impl BlockDevice for Device {
-    fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int> {
-        ctl::device_ioctl(disk, call)
-    }
-}
-
-/// The limits of a running disk.
-pub(crate) fn limits(engine: &Engine<Device>) -> Limits {
-    let chain = &engine.chain;
-    let cluster = chain.cluster();
-    let align = chain.top().map(|top| top.io().align());
-    Limits {
-        logical_block: align.map_or(512, |a| a.offset),
-        memory_align: align.map_or(512, |a| a.memory),
-        // One request touches one cluster, unless clusters do not matter.
-        chunk_sectors: if chain.is_identity() {
-            0
-        } else {
-            cluster.sectors()
-        },
-        // At most 64 MiB.
-        io_opt: cluster.bytes() as u32,
-    }
-}

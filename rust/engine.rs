@@ -55,6 +55,8 @@ pub(crate) struct Cmd {
     moved: usize,
     /// Why it fails, once it does.
     error: Error,
+    /// It failed in an I/O that synced the file too.
+    is_sync_failed: bool,
 }
 
 impl Cmd {
@@ -65,6 +67,7 @@ impl Cmd {
             write: None,
             moved: 0,
             error: EIO,
+            is_sync_failed: false,
         }
     }
 
@@ -144,6 +147,11 @@ impl<D: Disk> Engine<D> {
                 // What lies behind the last slot in use is old or preallocated; cut, it will read
                 // as zeros when the file grows again.
                 if top.is_writable() {
+                    let index = 0..chain.cluster().offset(header.first_data);
+                    top.io().reserve(index).inspect_err(|e| {
+                        let errno = e.to_errno();
+                        pr_err!("ploop{device}: no space for the image's index (errno {errno})\n");
+                    })?;
                     top.io()
                         .cut(chain.cluster().offset(ImageCluster(chain.end())))?;
                 }
@@ -234,6 +242,9 @@ impl<D: Disk> Engine<D> {
             },
             (Err(e), Some(write)) => {
                 cmd.error = e;
+                let sync = Sync::Data;
+                cmd.is_sync_failed =
+                    matches!(cmd.phase, Phase::Moving { sync: s, .. } if s == sync);
                 cmd.phase = Phase::Act(write.next(Event::Failed));
             }
         }
@@ -329,6 +340,8 @@ impl<D: Disk> Engine<D> {
         };
         loop {
             let event = match action {
+                // It was poisoned while the request waited.
+                Action::Lock | Action::TakeSlot if self.is_poisoned() => Event::Failed,
                 Action::Lock => match self.lock_cluster(rq, cluster) {
                     Some((r, event)) => {
                         rq = r;
@@ -375,7 +388,17 @@ impl<D: Disk> Engine<D> {
     }
 
     fn fail(&self, mut rq: Request<D>) {
-        let error = rq.pdu().error;
+        let cmd = rq.pdu();
+        let error = cmd.error;
+        // A sync reports what was lost once, so this may have been about earlier writes too. No
+        // space for a direct write is about that write alone.
+        if cmd.is_sync_failed {
+            let top = self.chain.top();
+            let is_alone = top.is_some_and(|t| t.io().is_direct()) && is_no_space(error);
+            if !is_alone {
+                self.poison(error);
+            }
+        }
         rq.end(Err(error));
     }
 
@@ -390,6 +413,22 @@ impl<D: Disk> Engine<D> {
             Action::Commit if may_write => self.join_commit(rq),
             _ => rq.end(Ok(())),
         }
+    }
+
+    /// EIO, and the image is poisoned, if the file has less than `clusters` whole clusters:
+    /// somebody has made it shorter. To make it longer again would hide that data is gone.
+    fn check_length(&self, clusters: u32) -> Result {
+        let top = self.chain.top().ok_or(EIO)?;
+        let need = self.chain.cluster().offset(ImageCluster(clusters));
+        if top.io().len()? >= need {
+            return Ok(());
+        }
+        pr_err!(
+            "ploop{}: the image file has been made shorter\n",
+            self.device
+        );
+        self.poison(EIO);
+        Err(EIO)
     }
 
     /// Ends all that runs on the engine's own account. No request may be in flight or come.
@@ -414,6 +453,7 @@ impl<D: Disk> Engine<D> {
             return Ok(Closed::Clean { is_empty: false });
         };
         let head = self.slow.lock().alloc.head();
+        self.check_length(head)?;
         top.io()
             .cut(self.chain.cluster().offset(ImageCluster(head)))?;
         top.io().sync()?;
@@ -422,6 +462,11 @@ impl<D: Disk> Engine<D> {
             is_empty: ImageCluster(head) == first,
         })
     }
+}
+
+/// Whether an error says that there is no space.
+fn is_no_space(error: Error) -> bool {
+    error == ENOSPC || Errno::Quota.is(error)
 }
 
 /// How the top delta was closed.

@@ -78,6 +78,20 @@ impl Io {
         self.file().as_file().sync()
     }
 
+    /// Whether I/O goes past the page cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.file().as_file().mode() == Mode::Direct
+    }
+
+    /// Allocates space for `range` of the file, so that writing there cannot fail for want of it,
+    /// where the file system can do that.
+    pub(crate) fn reserve(&self, range: Range<u64>) -> Result {
+        match self.file().as_file().allocate(range) {
+            Err(e) if Errno::OpNotSupp.is(e) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Grows the file from the length `range.start` to `range.end`; the new part reads as zeros.
     pub(crate) fn grow(&self, range: Range<u64>) -> Result {
         self.file().grow(range)
@@ -85,6 +99,9 @@ impl Io {
 
     /// Cuts the file to `len` bytes.
     pub(crate) fn cut(&self, len: u64) -> Result {
+        if self.len()? == len {
+            return Ok(());
+        }
         self.file().as_file().truncate(len)
     }
 

@@ -44,6 +44,7 @@ struct Devices(Arc<ctl::Registry>);
 impl Drop for Devices {
     fn drop(&mut self) {
         self.0.close();
+        sys::gen_disk::wait_until_freed();
         sys::report_leaks();
     }
 }

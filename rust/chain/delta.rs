@@ -14,7 +14,7 @@ use crate::{
     io::{lock::ImageLock, lock::Images, Io},
     sys::{
         self,
-        file::{Access, File, Identity},
+        file::{Access, Identity, Kind},
         pages::{PageBuf, PAGE_BYTES},
         prelude::*,
     },
@@ -64,6 +64,8 @@ pub(crate) struct Delta {
     args: OpenArgs,
     /// The in-use mark on disk is ours. Changed under the device's control lock only.
     is_marked: Atomic<bool>,
+    /// No entry was used when the delta was opened, or closed last.
+    is_empty: Atomic<bool>,
     /// It could not be closed cleanly: it is left as it is until it has been opened anew.
     is_spoiled: Atomic<bool>,
     info: Arc<Info>,
@@ -71,14 +73,13 @@ pub(crate) struct Delta {
 }
 
 impl Delta {
-    /// Opens, locks and judges the image behind `user`; with write access, marks it in use.
-    pub(crate) fn open(
-        user: &File,
-        args: OpenArgs,
-        images: &Arc<Images>,
-        device: u32,
-    ) -> Result<Self> {
-        let io = Io::open(user, args.access)?;
+    /// Locks and judges an open image; writes nothing.
+    pub(crate) fn open(io: Io, args: OpenArgs, images: &Arc<Images>, device: u32) -> Result<Self> {
+        let is_block = io.as_file().kind() == Kind::Block;
+        if is_block && args.access == Access::ReadWrite && args.format == abi::FORMAT_PLOOP1 {
+            pr_err!("ploop{device}: a ploop1 image on a block device can only be read: it cannot grow\n");
+            return Err(EINVAL);
+        }
         let lock = images.lock(io.as_file(), args.access, device)?;
         let format = Self::parse(&io, args, device)?;
         let info = Info::new(&io, &format, args.access)?;
@@ -87,15 +88,15 @@ impl Delta {
             format,
             args,
             is_marked: Atomic::new(false),
+            is_empty: Atomic::new(false),
             is_spoiled: Atomic::new(false),
             info: Arc::new(info, GFP_KERNEL)?,
             _lock: lock,
         };
-        // The index is judged before anything is written.
         if let Format::Ploop1(_) = delta.format {
-            delta.scan_index(device, |_, _| Ok(()))?;
+            let usage = delta.scan_index(device, |_, _| Ok(()))?;
+            delta.is_empty.store(usage.nr_used == 0, Relaxed);
         }
-        delta.mark(device)?;
         Ok(delta)
     }
 
@@ -227,19 +228,13 @@ impl Delta {
             Format::Raw(_) => self.io.sync()?,
         }
         self.is_marked.store(false, Relaxed);
+        self.is_empty.store(is_empty, Relaxed);
         Ok(())
     }
 
     /// Closes a delta that was never started, or not since it was closed: no entry has changed.
-    pub(crate) fn unmark_unused(&self, device: u32) -> Result {
-        if !self.is_marked.load(Relaxed) {
-            return Ok(());
-        }
-        let is_empty = match &self.format {
-            Format::Ploop1(_) => self.scan_index(device, |_, _| Ok(()))?.nr_used == 0,
-            Format::Raw(_) => false,
-        };
-        self.unmark(is_empty)
+    pub(crate) fn unmark_unused(&self) -> Result {
+        self.unmark(self.is_empty.load(Relaxed))
     }
 
     /// Writes the header, leaving the entries of its page as they are on disk, and syncs. Only

@@ -44,11 +44,22 @@ pub(super) fn level(arg: usize) -> Result<u32> {
     get(arg)
 }
 
-/// Argument of ADD_DELTA: the caller's open file, how to open it, and a cookie.
-pub(super) fn add_delta(arg: usize) -> Result<(File, OpenArgs, Option<abi::Cookie>)> {
+/// Head of ADD_DELTA's argument. More than one chunk is refused before anything else is looked at.
+pub(super) fn ctl(arg: usize) -> Result<abi::Ctl> {
     let ctl: abi::Ctl = get(arg)?;
+    if ctl.chunks != 1 {
+        return Err(EINVAL);
+    }
+    Ok(ctl)
+}
+
+/// Argument of ADD_DELTA whose head is `ctl`: the caller's open file, how to open it, and a cookie.
+pub(super) fn add_delta(
+    arg: usize,
+    ctl: abi::Ctl,
+) -> Result<(File, OpenArgs, Option<abi::Cookie>)> {
     let flags = abi::FLAG_RDONLY | abi::FLAG_COOKIE | abi::FLAG_ACCEPT_INUSE;
-    if ctl.chunks != 1 || ctl.flags & !flags != 0 || ctl.mbz1 != 0 || ctl.mbz2 != 0 {
+    if ctl.flags & !flags != 0 || ctl.mbz1 != 0 || ctl.mbz2 != 0 {
         return Err(EINVAL);
     }
     if ClusterSize::from_log(ctl.cluster_log).is_none() {

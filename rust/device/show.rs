@@ -9,7 +9,7 @@ use crate::sys::{
 };
 use core::fmt::Write;
 
-static STATE_FILES: Files<14> = Files::new::<Device, 1>([
+static STATE_FILES: Files<Device, 1, 14> = Files::new([
     c"aborted",
     c"allocated_clusters",
     c"block_size",
@@ -25,9 +25,9 @@ static STATE_FILES: Files<14> = Files::new::<Device, 1>([
     c"running",
     c"total_bios",
 ]);
-static TOP_FILES: Files<1> = Files::new::<Device, 1>([c"top"]);
-static TUNE_FILES: Files<1> = Files::new::<Device, 1>([c"discard_granularity"]);
-static DELTA_FILES: Files<7> = Files::new::<Device, 2>([
+static TOP_FILES: Files<Device, 1, 1> = Files::new([c"top"]);
+static TUNE_FILES: Files<Device, 1, 1> = Files::new([c"discard_granularity"]);
+static DELTA_FILES: Files<Device, 2, 7> = Files::new([
     c"format",
     c"image",
     c"image_info",
@@ -39,10 +39,10 @@ static DELTA_FILES: Files<7> = Files::new::<Device, 2>([
 
 /// The folders of a device. Fields are dropped in this order: children first.
 pub(super) struct Folders {
-    levels: KVec<Dir>,
-    delta: Option<Dir>,
-    _state: Option<Dir>,
-    _tune: Option<Dir>,
+    levels: KVec<Dir<Device, 2>>,
+    delta: Option<Dir<Device, 1>>,
+    _state: Option<Dir<Device, 1>>,
+    _tune: Option<Dir<Device, 1>>,
 }
 
 impl Folders {

@@ -7,6 +7,7 @@
 //! published before they came.
 
 use super::{
+    is_no_space,
     lockout::{wake, wake_failed},
     Disk, Engine, Phase,
 };
@@ -58,7 +59,8 @@ impl<D: Disk> Engine<D> {
 
     /// Makes all data written and all entries published before this call durable. On failure the
     /// image is poisoned: what is on disk is not known any more, so nothing is written to it until
-    /// it has been closed and checked; its mark stays.
+    /// it has been closed and checked; its mark stays. Only a lack of space for the index itself is
+    /// not fatal: its pages stay dirty.
     pub(crate) fn commit(&self) -> Result {
         // Memory must not be got by writing to this very disk.
         noio(|| self.commit_all())
@@ -71,7 +73,7 @@ impl<D: Disk> Engine<D> {
             return Err(EIO);
         }
         let (mut commit, mut action) = Commit::start();
-        let mut error = EIO;
+        let (mut error, mut is_index_full) = (EIO, false);
         loop {
             let result = match action {
                 Action::Copy { cursor } => match self.copy_batch(cursor, &mut buf) {
@@ -82,7 +84,9 @@ impl<D: Disk> Engine<D> {
                     Err(e) => Err(e),
                 },
                 Action::SyncData => top.io().sync(),
-                Action::WriteIndex => self.write_batch(&buf),
+                Action::WriteIndex => self
+                    .write_batch(&buf)
+                    .inspect_err(|e| is_index_full = is_no_space(*e)),
                 Action::SyncIndex => top
                     .io()
                     .sync()
@@ -92,7 +96,12 @@ impl<D: Disk> Engine<D> {
                     return Ok(());
                 }
                 Action::Fail => {
-                    self.poison(error);
+                    if is_index_full {
+                        // The pages on disk are whole, the copies can be written again.
+                        self.slow.lock().dirty.settle(false);
+                    } else {
+                        self.poison(error);
+                    }
                     return Err(error);
                 }
             };
@@ -151,7 +160,7 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    fn poison(&self, error: Error) {
+    pub(super) fn poison(&self, error: Error) {
         self.slow.lock().dirty.settle(false);
         if !self.is_poisoned.xchg(true, Full) {
             pr_err!(

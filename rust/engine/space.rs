@@ -6,6 +6,7 @@
 //! which is before any entry that names a slot in it (ordering rules 1 and 4).
 
 use super::{
+    is_no_space,
     lockout::{wake, wake_failed},
     Disk, Engine, Phase,
 };
@@ -77,12 +78,15 @@ impl<D: Disk> Engine<D> {
                 return Ok(());
             };
             let start = size.offset(at);
-            let cleaned = top
-                .io()
-                .punch(start..start + size.bytes())
-                .and_then(|()| top.io().sync());
-            if cleaned.is_ok() {
-                self.slow.lock().alloc.cleaned(at);
+            let punched = top.io().punch(start..start + size.bytes());
+            let synced = punched.and_then(|()| {
+                // What a sync reports may be about other writes, and it reports it once.
+                top.io().sync().inspect_err(|e| self.poison(*e))
+            });
+            let mut slow = self.slow.lock();
+            match synced {
+                Ok(()) => slow.alloc.cleaned(at),
+                Err(_) => slow.alloc.lost(),
             }
         }
     }
@@ -101,6 +105,7 @@ impl<D: Disk> Engine<D> {
         if !is_low {
             return Ok(());
         }
+        self.check_length(limit)?;
         let top = self.chain.top().ok_or(EIO)?;
         let offset = |clusters| self.chain.cluster().offset(ImageCluster(clusters));
         let mut result = Err(ENOSPC);
@@ -111,7 +116,7 @@ impl<D: Disk> Engine<D> {
                     self.slow.lock().alloc.grown(target);
                     return Ok(());
                 }
-                Err(e) if e == ENOSPC || Errno::Quota.is(e) => {}
+                Err(e) if is_no_space(e) => {}
                 Err(e) => return Err(e),
             }
         }

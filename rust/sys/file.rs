@@ -86,7 +86,7 @@ impl File {
     }
 
     /// Opens the same file anew: an open file of our own, whose locks and flags nobody else can
-    /// change. A block device is claimed exclusively. EINVAL if `mode` cannot be had.
+    /// change. A block device is claimed exclusively for writing. EINVAL if `mode` cannot be had.
     pub(crate) fn reopen(&self, access: Access, mode: Mode) -> Result<Self> {
         let mut flags = bindings::O_LARGEFILE;
         flags |= match access {
@@ -96,7 +96,7 @@ impl File {
         if mode == Mode::Direct {
             flags |= bindings::O_DIRECT;
         }
-        if self.kind() == Kind::Block {
+        if self.kind() == Kind::Block && access == Access::ReadWrite {
             flags |= bindings::O_EXCL;
         }
         // SAFETY: A live file by the invariant.
@@ -322,8 +322,11 @@ impl File {
         // SAFETY: A live file by the invariant; operation tables never change.
         let ops = unsafe { &*(*self.raw.as_ptr()).f_op };
         let start = if dir == bindings::ITER_SOURCE {
-            // SAFETY: By the contract.
-            unsafe { bindings::ploop_kiocb_start_write(iocb) };
+            // SAFETY: By the contract. Stacked file systems look at the flag when it is done.
+            unsafe {
+                (*iocb).ki_flags |= bindings::IOCB_WRITE;
+                bindings::ploop_kiocb_start_write(iocb);
+            }
             ops.write_iter
         } else {
             ops.read_iter

@@ -2,6 +2,7 @@
 //! Data that request handlers read without a lock and that changes only while there are none.
 
 use core::{cell::UnsafeCell, marker::PhantomData, mem, ops::Range};
+use kernel::sync::atomic::{Atomic, Full, Release};
 
 /// Proof that the caller is a request handler of a driver.
 pub(crate) struct Handler<'a> {
@@ -48,7 +49,11 @@ fn range_of<D>(driver: &D) -> Range<usize> {
 /// # Invariants
 ///
 /// The value is written only with proof that no handler of the driver that holds this cell runs.
-pub(crate) struct FrozenCell<T>(UnsafeCell<T>);
+pub(crate) struct FrozenCell<T> {
+    value: UnsafeCell<T>,
+    /// Queues can be frozen twice at a time: only one of the two may write.
+    is_writing: Atomic<bool>,
+}
 
 // SAFETY: Shared between handlers for reading only; written when there are none.
 unsafe impl<T: Send + Sync> Sync for FrozenCell<T> {}
@@ -56,7 +61,10 @@ unsafe impl<T: Send + Sync> Sync for FrozenCell<T> {}
 impl<T> FrozenCell<T> {
     /// A cell with a value.
     pub(crate) const fn new(value: T) -> Self {
-        Self(UnsafeCell::new(value))
+        Self {
+            value: UnsafeCell::new(value),
+            is_writing: Atomic::new(false),
+        }
     }
 
     /// The value; `None` if the handler is another driver's.
@@ -68,10 +76,11 @@ impl<T> FrozenCell<T> {
             return None;
         }
         // SAFETY: By the invariant nobody writes while this handler runs.
-        Some(unsafe { &*self.0.get() })
+        Some(unsafe { &*self.value.get() })
     }
 
-    /// Swaps the value; gives `value` back if the proof is about another driver.
+    /// Swaps the value; gives `value` back if the proof is about another driver, or somebody else
+    /// is swapping it at this moment.
     pub(crate) fn replace(&self, frozen: &QueueFrozen<'_>, value: T) -> Result<T, T> {
         if !frozen
             .driver
@@ -79,7 +88,12 @@ impl<T> FrozenCell<T> {
         {
             return Err(value);
         }
-        // SAFETY: No handler runs, so there is no other reference.
-        Ok(mem::replace(unsafe { &mut *self.0.get() }, value))
+        if self.is_writing.xchg(true, Full) {
+            return Err(value);
+        }
+        // SAFETY: No handler runs and nobody else writes, so there is no other reference.
+        let old = mem::replace(unsafe { &mut *self.value.get() }, value);
+        self.is_writing.store(false, Release);
+        Ok(old)
     }
 }

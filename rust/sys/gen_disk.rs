@@ -29,6 +29,8 @@ pub(crate) struct Call {
 
 /// A driver whose disks take ioctls.
 pub(crate) trait BlockDevice: Driver {
+    /// The tag set of the disk, a part of the driver.
+    fn tags(&self) -> &TagSet<Self>;
     /// Answers an ioctl; runs in the caller's process and may sleep.
     fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int>;
 }
@@ -103,14 +105,15 @@ unsafe impl<D: BlockDevice> Send for GenDisk<D> {}
 unsafe impl<D: BlockDevice> Sync for GenDisk<D> {}
 
 impl<D: BlockDevice> GenDisk<D> {
-    /// Adds a disk of capacity 0 that runs on `set`, a part of `driver`.
-    pub(crate) fn add(driver: Arc<D>, set: &TagSet<D>, numbers: &Numbers<'_>) -> Result<Self> {
+    /// Adds a disk of capacity 0 for `driver`.
+    pub(crate) fn add(driver: Arc<D>, numbers: &Numbers<'_>) -> Result<Self> {
+        let set = driver.tags().as_ptr();
         let data = Arc::into_raw(driver);
         let mut lim = Limits::NONE.to_raw();
-        // SAFETY: A live tag set, valid limits and key.
+        // SAFETY: The driver's tag set, which lives as long as the disk; valid limits and key.
         let disk = from_err_ptr(unsafe {
             bindings::__blk_mq_alloc_disk(
-                set.as_ptr(),
+                set,
                 &mut lim,
                 data.cast_mut().cast(),
                 static_lock_class!().as_ptr(),
@@ -285,6 +288,24 @@ impl<D: BlockDevice> Drop for OpenLock<'_, D> {
         // SAFETY: Locked when this was made.
         unsafe { bindings::ploop_disk_open_unlock(self.0.as_ptr()) };
     }
+}
+
+/// Waits until every disk that was removed is freed: that runs our code, and those who look at a
+/// disk for a moment without opening it do not pin the module. No limit, as there is nothing
+/// else that could be done; said in the log every ten seconds.
+pub(crate) fn wait_until_freed() {
+    let mut waited_ms = 0u32;
+    while DISKS.nr.load(kernel::sync::atomic::Relaxed) != 0 {
+        // SAFETY: Module exit may sleep.
+        unsafe { bindings::ploop_sleep_ms(10) };
+        waited_ms = waited_ms.wrapping_add(10);
+        if waited_ms % 10_000 == 0 {
+            pr_warn!("waiting for somebody to let go of a removed disk\n");
+        }
+    }
+    // Whoever freed the last one is on its way out of our code.
+    // SAFETY: As above.
+    unsafe { bindings::ploop_sleep_ms(10) };
 }
 
 /// The callbacks of the block layer. Each is called by it only, as its contract says.

@@ -5,6 +5,7 @@
  */
 #include <linux/blk-cgroup.h>
 #include <linux/cred.h>
+#include <linux/delay.h>
 #include <linux/kthread.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
@@ -34,7 +35,6 @@ module_param(compat_proc, bool, 0444);
 MODULE_PARM_DESC(compat_proc, "Make /proc/vz/ploop_minor for libploop (systemd may then take this host for a container)");
 
 MODULE_ALIAS_BLOCKDEV_MAJOR(182);
-MODULE_ALIAS("devname:ploop-control");
 
 unsigned int ploop_map_limit_mb(void)
 {
@@ -106,25 +106,39 @@ int ploop_file_identify(struct file *file, struct ploop_file_id *id)
 	return 0;
 }
 
+/*
+ * What the file cannot do without. The granularity that a file system likes best is not asked for:
+ * it changes with what was done to the file (a reflink on XFS) and with the file system that the
+ * image is moved to, and the block size of a disk must not. Where a direct write is finer than
+ * that, the file system goes through its page cache by itself.
+ */
 void ploop_file_dio_align(struct file *file, struct ploop_dio_align *align)
 {
-	struct super_block *sb = file_inode(file)->i_sb;
-	struct block_device *bdev = sb->s_bdev;
+	struct block_device *bdev = file_inode(file)->i_sb->s_bdev;
+	u32 mask = STATX_DIOALIGN | STATX_DIO_READ_ALIGN;
 	struct kstat stat;
 
 	align->offset = SECTOR_SIZE;
 	align->memory = SECTOR_SIZE;
 	if (S_ISBLK(file_inode(file)->i_mode)) {
 		bdev = I_BDEV(file->f_mapping->host);
-	} else if (!vfs_getattr_nosec(&file->f_path, &stat, STATX_DIOALIGN, 0) &&
+	} else if (!vfs_getattr_nosec(&file->f_path, &stat, mask, 0) &&
 		   (stat.result_mask & STATX_DIOALIGN)) {
-		align->offset = stat.dio_offset_align;
-		align->memory = stat.dio_mem_align;
-		return;
+		if (!stat.dio_offset_align) {
+			align->offset = 0;
+			align->memory = 0;
+			return;
+		}
+		if (stat.dio_mem_align > align->memory)
+			align->memory = stat.dio_mem_align;
+		if ((stat.result_mask & STATX_DIO_READ_ALIGN) && stat.dio_read_offset_align) {
+			align->offset = stat.dio_read_offset_align;
+			return;
+		}
 	}
 	if (bdev) {
 		align->offset = bdev_logical_block_size(bdev);
-		align->memory = bdev_dma_alignment(bdev) + 1;
+		align->memory = max(align->memory, bdev_dma_alignment(bdev) + 1);
 	}
 }
 
@@ -158,7 +172,10 @@ umode_t ploop_file_mode(struct file *file)
 
 struct inode *ploop_file_host(struct file *file)
 {
-	return file->f_mapping->host;
+	if (S_ISBLK(file_inode(file)->i_mode))
+		return file->f_mapping->host;
+	/* Below overlayfs, if it comes to that. */
+	return d_real_inode(file->f_path.dentry);
 }
 
 bool ploop_file_is_rdonly_fs(struct file *file)
@@ -274,4 +291,9 @@ unsigned long ploop_msecs_to_jiffies(unsigned int ms)
 bool ploop_fatal_signal_pending(void)
 {
 	return fatal_signal_pending(current);
+}
+
+void ploop_sleep_ms(unsigned int ms)
+{
+	msleep(ms);
 }

@@ -30,6 +30,7 @@ static const blk_opf_t PLOOP_CONST_REQ_FUA = REQ_FUA;
 static const blk_status_t PLOOP_CONST_BLK_STS_IOERR = BLK_STS_IOERR;
 static const int PLOOP_CONST_IOCB_DIRECT = IOCB_DIRECT;
 static const int PLOOP_CONST_IOCB_DSYNC = IOCB_DSYNC;
+static const int PLOOP_CONST_IOCB_WRITE = IOCB_WRITE;
 static const unsigned int PLOOP_CONST_FMODE_CAN_ODIRECT = (__force unsigned int)FMODE_CAN_ODIRECT;
 static const unsigned int PLOOP_CONST_FMODE_WRITE = (__force unsigned int)FMODE_WRITE;
 static const unsigned int PLOOP_CONST_FMODE_READ = (__force unsigned int)FMODE_READ;
@@ -89,6 +90,7 @@ unsigned long ploop_totalram_bytes(void);
 unsigned int ploop_map_limit_mb(void);
 bool ploop_fatal_signal_pending(void);
 bool ploop_compat_proc(void);
+void ploop_sleep_ms(unsigned int ms);
 void *ploop_pde_data(struct inode *inode);
 
 #endif

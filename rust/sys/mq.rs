@@ -63,6 +63,9 @@ pub(crate) trait Driver: Sized + Send + core::marker::Sync + 'static {
     fn io_done(rq: Request<Self>, result: Result<usize>);
 }
 
+/// Largest logical block of a disk; what `SEGMENTS_INLINE` sectors have at least.
+const BLOCK_BYTES_MAX: usize = 4096;
+
 /// Segments that a request's I/O can do with without allocating memory.
 const SEGMENTS_INLINE: usize = 8;
 
@@ -285,6 +288,10 @@ impl<D: Driver> Request<D> {
             }
             nr += 1;
             len += len_seg;
+        }
+        if skip.saturating_add(len) < self.len() {
+            // A part that direct I/O can do: whole blocks of any size that disks have.
+            len &= !(BLOCK_BYTES_MAX - 1);
         }
         let segs = if fits { inline.as_ptr() } else { heap.as_ptr() };
         // SAFETY: `nr` segments were stored; they stay until the request is ours again.

@@ -36,9 +36,6 @@ impl SparseWords {
         len.div_ceil(PAGE_WORDS as u64) * size_of::<usize>() as u64
     }
 
-    /// Bytes of memory of one page of words.
-    pub(crate) const PAGE_BYTES: u64 = size_of::<Page>() as u64;
-
     /// An array of `len` zero words.
     pub(crate) fn new(len: u64) -> Result<Self> {
         let nr = usize::try_from(len.div_ceil(PAGE_WORDS as u64)).map_err(|_| ENOMEM)?;

@@ -6,7 +6,7 @@ use super::{
     gen_disk::{BlockDevice, DiskRef},
     Table,
 };
-use core::ptr::NonNull;
+use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{error::to_result, fmt, prelude::*, str::NullTerminatedFormatter};
 
 /// Bytes that a file can show.
@@ -30,19 +30,22 @@ impl fmt::Write for Output<'_> {
     }
 }
 
-/// The files of a kind of folder.
-pub(crate) struct Files<const N: usize>(Table<[bindings::kobj_attribute; N]>);
+/// The files of a kind of folder, `DEPTH` levels below the folder of a disk of `D`.
+pub(crate) struct Files<D, const DEPTH: usize, const N: usize>(
+    Table<[bindings::kobj_attribute; N]>,
+    PhantomData<fn() -> D>,
+);
 
-impl<const N: usize> Files<N> {
-    /// Files of these names in folders `DEPTH` levels below the disk's folder.
-    pub(crate) const fn new<D: ShowFiles, const DEPTH: usize>(names: [&'static CStr; N]) -> Self {
+impl<D: ShowFiles, const DEPTH: usize, const N: usize> Files<D, DEPTH, N> {
+    /// Files of these names.
+    pub(crate) const fn new(names: [&'static CStr; N]) -> Self {
         let mut files: [bindings::kobj_attribute; N] = [const { pin_init::zeroed() }; N];
         let mut i = 0;
         while i < N {
             files[i] = compat::attribute(names[i], show::<D, DEPTH>);
             i += 1;
         }
-        Self(Table(files))
+        Self(Table(files), PhantomData)
     }
 }
 
@@ -50,36 +53,40 @@ impl<const N: usize> Files<N> {
 ///
 /// # Invariants
 ///
-/// The pointer is a kobject of ours that is in sysfs.
-pub(crate) struct Dir(NonNull<bindings::kobject>);
+/// The pointer is a kobject of ours that is in sysfs, `DEPTH` levels below the folder of a disk of
+/// `D`.
+pub(crate) struct Dir<D, const DEPTH: usize>(NonNull<bindings::kobject>, PhantomData<fn() -> D>);
 
 // SAFETY: kobjects are thread-safe.
-unsafe impl Send for Dir {}
+unsafe impl<D, const DEPTH: usize> Send for Dir<D, DEPTH> {}
 // SAFETY: As above.
-unsafe impl Sync for Dir {}
+unsafe impl<D, const DEPTH: usize> Sync for Dir<D, DEPTH> {}
 
-impl Dir {
-    /// Makes a folder in the disk's.
-    pub(crate) fn of_disk<D: BlockDevice>(disk: DiskRef<'_, D>, name: &CStr) -> Result<Self> {
+impl<D: ShowFiles> Dir<D, 1> {
+    /// Makes a folder in the disk's. It must be dropped before the disk is removed.
+    pub(crate) fn of_disk(disk: DiskRef<'_, D>, name: &CStr) -> Result<Self> {
         // SAFETY: A live disk has its whole-disk block device, which holds its kobject.
         let parent = unsafe { &raw mut (*(*disk.as_ptr()).part0).bd_device.kobj };
         Self::below(parent, name)
     }
 
     /// Makes a folder in this one. It must be dropped before this one.
-    pub(crate) fn dir(&self, name: &CStr) -> Result<Self> {
-        Self::below(self.0.as_ptr(), name)
+    pub(crate) fn dir(&self, name: &CStr) -> Result<Dir<D, 2>> {
+        Dir::below(self.0.as_ptr(), name)
     }
+}
 
+impl<D: ShowFiles, const DEPTH: usize> Dir<D, DEPTH> {
     fn below(parent: *mut bindings::kobject, name: &CStr) -> Result<Self> {
         // SAFETY: The parent is live; the name is copied.
         let kobj = unsafe { bindings::kobject_create_and_add(name.as_char_ptr(), parent) };
-        // INVARIANT: Just made.
-        NonNull::new(kobj).map(Self).ok_or(ENOMEM)
+        // INVARIANT: Just made, where the callers say.
+        let kobj = NonNull::new(kobj).ok_or(ENOMEM)?;
+        Ok(Self(kobj, PhantomData))
     }
 
     /// Adds files.
-    pub(crate) fn add<const N: usize>(&self, files: &'static Files<N>) -> Result {
+    pub(crate) fn add<const N: usize>(&self, files: &'static Files<D, DEPTH, N>) -> Result {
         for file in &files.0 .0 {
             // SAFETY: A live kobject by the invariant; the attribute is static.
             to_result(unsafe {
@@ -90,7 +97,7 @@ impl Dir {
     }
 }
 
-impl Drop for Dir {
+impl<D, const DEPTH: usize> Drop for Dir<D, DEPTH> {
     fn drop(&mut self) {
         // SAFETY: Ours by the invariant; `kobject_del` removes the files and waits for readers.
         unsafe {

@@ -6,7 +6,7 @@ use core::ptr::{self, NonNull};
 use kernel::{
     prelude::*,
     sync::{
-        atomic::{Atomic, Relaxed},
+        atomic::{Atomic, Full, Relaxed},
         Arc,
     },
     types::Opaque,
@@ -106,8 +106,13 @@ impl<T: Send + Sync + 'static> Work<T> {
         let raw = Arc::into_raw(this);
         // SAFETY: We hold a reference until the end of this function or give it to the item.
         let work = item(unsafe { &*raw });
-        // The item is a part of `T`, so all writers store the same pointer.
-        work.target.store(raw.cast_mut(), Relaxed);
+        // An item is for the one `T` that queued it first, for ever.
+        match work.target.cmpxchg(ptr::null_mut(), raw.cast_mut(), Full) {
+            Ok(_) => {}
+            Err(first) if ptr::eq(first, raw) => {}
+            // SAFETY: Nobody took the reference.
+            Err(_) => return drop(unsafe { Arc::from_raw(raw) }),
+        }
         let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as i32;
         // SAFETY: Initialised and pinned; a live queue.
         let queued = unsafe {

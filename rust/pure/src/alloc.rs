@@ -39,6 +39,8 @@ pub struct Alloc {
     max: u32,
     /// Came back and may hold data.
     returned: Vector<ImageCluster>,
+    /// Of those, how many are being made zero at this moment.
+    nr_cleaning: u32,
     /// Came back and read as zeros again.
     cleaned: Vector<ImageCluster>,
 }
@@ -58,6 +60,7 @@ impl Alloc {
             limit: limit.min(max),
             max,
             returned,
+            nr_cleaning: 0,
             cleaned,
         })
     }
@@ -71,7 +74,7 @@ impl Alloc {
             self.head += 1;
             return Take::Slot(ImageCluster(self.head - 1));
         }
-        if self.limit < self.max || !self.returned.is_empty() {
+        if self.limit < self.max || !self.returned.is_empty() || self.nr_cleaning > 0 {
             Take::NeedSpace
         } else {
             Take::Full
@@ -84,14 +87,23 @@ impl Alloc {
         Self::remember(&mut self.returned, at);
     }
 
-    /// A slot to be made zero, durably, and then given to [`Self::cleaned`].
+    /// A slot to be made zero, durably, and then given to [`Self::cleaned`] or [`Self::lost`].
     pub fn next_returned(&mut self) -> Option<ImageCluster> {
-        self.returned.pop()
+        let at = self.returned.pop()?;
+        self.nr_cleaning += 1;
+        Some(at)
     }
 
     /// `at` reads as zeros, durably.
     pub fn cleaned(&mut self, at: ImageCluster) {
+        self.nr_cleaning = self.nr_cleaning.saturating_sub(1);
         Self::remember(&mut self.cleaned, at);
+    }
+
+    /// A slot of [`Self::next_returned`] could not be made zero: it is left until the image is
+    /// checked.
+    pub fn lost(&mut self) {
+        self.nr_cleaning = self.nr_cleaning.saturating_sub(1);
     }
 
     /// Stays within the memory reserved at the start; a slot too many is forgotten.
@@ -174,9 +186,13 @@ mod tests {
         a.give_back(ImageCluster(2));
         assert_eq!(a.take(), Take::NeedSpace);
         let at = a.next_returned().unwrap();
-        assert_eq!(a.take(), Take::Full);
+        assert_eq!(a.take(), Take::NeedSpace);
         a.cleaned(at);
         assert_eq!(a.take(), Take::Slot(ImageCluster(2)));
+        a.give_back(ImageCluster(2));
+        a.next_returned().unwrap();
+        a.lost();
+        assert_eq!(a.take(), Take::Full);
     }
 
     #[test]

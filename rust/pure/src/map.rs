@@ -62,7 +62,7 @@ impl Word {
         match place {
             Place::Hole => Self(lock),
             Place::Slot { level, at } => {
-                Self(lock | MAPPED | (level.0 as u64) << LEVEL_SHIFT | at.0 as u64)
+                Self(lock | MAPPED | ((level.0 as u64) << LEVEL_SHIFT) | at.0 as u64)
             }
         }
     }

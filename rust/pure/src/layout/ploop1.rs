@@ -38,8 +38,8 @@ pub const FLAG_EMPTY: u32 = 1;
 /// [`RawHeader::flags`]: a conversion from version 1 to 2 was interrupted.
 pub const FLAG_CONVERTING: u32 = 2;
 
-/// Most BAT entries of an image: 2^32 - 16, so that page numbers and entries fit 32 bits.
-pub const ENTRIES_MAX: u32 = u32::MAX - 15;
+/// Most BAT entries of an image: with the slots of the header they still count in 32 bits.
+pub const ENTRIES_MAX: u32 = u32::MAX - HEADER_SLOTS;
 
 /// The header as it is on disk, nothing checked.
 #[repr(C)]
@@ -304,7 +304,10 @@ impl Header {
 
     /// Number of index pages, at least one.
     pub fn nr_pages(&self) -> u32 {
-        (self.nr_entries + HEADER_SLOTS).div_ceil(PAGE_SLOTS)
+        // At most `ENTRIES_MAX` entries.
+        self.nr_entries
+            .saturating_add(HEADER_SLOTS)
+            .div_ceil(PAGE_SLOTS)
     }
 
     /// Bytes of header and BAT, padded to whole index pages: what has to be read. Index pages
@@ -387,6 +390,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The largest BAT there can be, with the header's slots before it.
+    #[test]
+    fn the_largest_bat_is_counted_right() {
+        let c = ClusterSize::DEFAULT;
+        let size = u64::from(ENTRIES_MAX) * u64::from(c.sectors());
+        let h = Header::new(Version::V2, c, size).unwrap();
+        assert_eq!(h.nr_pages(), 1 << 22);
+        assert!(h.index_bytes() <= c.offset(h.first_data));
+        assert!(Header::new(Version::V2, c, size + 1).is_err());
+        let mut raw = h.encode();
+        raw.nr_entries = (ENTRIES_MAX + 1).into();
+        assert!(Header::parse(&raw).is_err());
     }
 
     /// The bytes that `qemu-img create -f parallels x 1G` writes.

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the block layer is told of a running disk: capacity and queue limits.
+
+use super::Device;
+use crate::{
+    engine::Engine,
+    sys::{gen_disk::Limits, prelude::*},
+};
+
+/// Requests in flight for each CPU.
+pub(super) const QUEUE_DEPTH: u32 = 128;
+
+/// The capacity of a running disk in sectors: whole logical blocks.
+pub(super) fn capacity(engine: &Engine<Device>, index: u32) -> u64 {
+    let size = engine.chain.size_sectors();
+    let block_sectors = u64::from(limits(engine).logical_block) >> SECTOR_SHIFT;
+    let rest = size.checked_rem(block_sectors).unwrap_or(0);
+    if rest != 0 {
+        pr_notice!(
+            "ploop{index}: the last {rest} sectors are less than a block and cannot be used\n"
+        );
+    }
+    size - rest
+}
+
+/// Preferred I/O is the cluster, but not more than this: it decides how much is read ahead.
+const IO_OPT_MAX: u64 = 4 << 20;
+
+/// The limits of a running disk.
+pub(super) fn limits(engine: &Engine<Device>) -> Limits {
+    let chain = &engine.chain;
+    let cluster = chain.cluster();
+    let align = chain.top().map(|top| top.io().align());
+    Limits {
+        logical_block: align.map_or(512, |a| a.offset),
+        memory_align: align.map_or(512, |a| a.memory),
+        // One request touches one cluster, unless clusters do not matter.
+        chunk_sectors: if chain.is_identity() {
+            0
+        } else {
+            cluster.sectors()
+        },
+        io_opt: cluster.bytes().min(IO_OPT_MAX) as u32,
+    }
+}
