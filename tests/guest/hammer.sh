@@ -9,7 +9,7 @@ scratch_fs ext4
 # One device that stays, so that the module is in use all the time.
 ploopctl create -s 64M "$SCRATCH/still.img" >/dev/null
 still=$(attach "$SCRATCH/still.img")
-end=$((SECONDS + 50))
+end=$((SECONDS + 60))
 
 worker() {
     local image=$SCRATCH/$1.img device rounds=0
