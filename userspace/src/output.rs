@@ -2,8 +2,9 @@
 //! What leaves the tool: answers on standard output, notes for people on standard error.
 
 use crate::error::{Code, Error, Result};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::io::{self, BufWriter, StdoutLock, Write};
+use std::path::Path;
 
 /// Version of every JSON answer; a key is never renamed or given another meaning within one.
 pub const SCHEMA: u32 = 1;
@@ -43,6 +44,21 @@ pub fn json<T: Serialize>(body: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(&answer)
         .map_err(|e| Error::io(Code::System, "cannot write JSON", io::Error::from(e)))?;
     self::text(&(text + "\n"))
+}
+
+/// A path in JSON. JSON has only Unicode: bytes of a path that are none become U+FFFD.
+pub fn path<S: Serializer>(path: impl AsRef<Path>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(&path.as_ref().to_string_lossy())
+}
+
+/// The same for a path that may be missing.
+pub fn path_or_null<S: Serializer>(
+    path: &Option<impl AsRef<Path>>,
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    path.as_ref()
+        .map(|p| p.as_ref().to_string_lossy())
+        .serialize(to)
 }
 
 /// Tells the user something on standard error; a closed one is not a failure.

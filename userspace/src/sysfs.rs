@@ -3,9 +3,12 @@
 
 use crate::dev;
 use crate::error::{Code, Error, Result};
+use crate::output;
 use serde::Serialize;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +27,7 @@ pub struct Delta {
     /// Level, 0 for the base.
     pub level: u32,
     /// Path of the image file as the kernel knows it.
+    #[serde(serialize_with = "output::path")]
     pub image: PathBuf,
     /// `raw` or `ploop1`.
     pub format: String,
@@ -233,7 +237,7 @@ fn read_delta(dir: &Path, level: u32) -> io::Result<Delta> {
         .ok_or_else(|| io::Error::other(format!("image_info says {:?}", info.trim_end())))?;
     Ok(Delta {
         level,
-        image: line(&dir.join("image"))?.into(),
+        image: OsString::from_vec(bytes(&dir.join("image"))?).into(),
         format: line(&dir.join("format"))?,
         io: line(&dir.join("io"))?,
         read_only: number(&dir.join("ro"))? != 0,
@@ -253,9 +257,18 @@ fn parse_info(text: &str) -> Option<(u64, (u64, u64))> {
     ))
 }
 
+/// What a file says, without the newline at its end.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = fs::read(path)?;
+    if text.last() == Some(&b'\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
+/// The same as text: a cookie may be any bytes.
 fn line(path: &Path) -> io::Result<String> {
-    let text = fs::read_to_string(path)?;
-    Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+    Ok(String::from_utf8_lossy(&bytes(path)?).into_owned())
 }
 
 fn number(path: &Path) -> io::Result<u64> {

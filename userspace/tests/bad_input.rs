@@ -178,6 +178,26 @@ fn what_is_no_image_is_refused() {
 }
 
 #[test]
+fn a_name_may_be_any_bytes() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new("bytes");
+    let image = small(&scratch, "image");
+    let odd = image.with_file_name(OsStr::from_bytes(b"odd\xff"));
+    fs::rename(&image, &odd).unwrap();
+    for command in ["check", "info", "map"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ploopctl"))
+            .args([command, "--json"])
+            .arg(&odd)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(answer["image"].as_str().unwrap().ends_with("odd\u{fffd}"));
+    }
+}
+
+#[test]
 fn bad_arguments_are_told() {
     let scratch = Scratch::new("attach-args");
     let image = small(&scratch, "image");

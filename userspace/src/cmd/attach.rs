@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 struct Answer {
     device: PathBuf,
     index: u32,
+    #[serde(serialize_with = "output::path")]
     image: PathBuf,
     format: &'static str,
     read_only: bool,

@@ -20,6 +20,7 @@ const LIVE_TRIES: u32 = 5;
 
 #[derive(Serialize)]
 struct Answer<'a> {
+    #[serde(serialize_with = "output::path")]
     image: &'a Path,
     /// `clean`, `damaged`, `invalid` or `repaired`.
     result: &'static str,

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Serialize)]
 struct Info<'a> {
+    #[serde(serialize_with = "output::path_or_null")]
     image: Option<PathBuf>,
     #[serde(flatten)]
     ploop1: Option<Ploop1>,

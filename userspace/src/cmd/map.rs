@@ -128,6 +128,7 @@ fn json(image: &Image, header: &Header, length: Length, lags: bool) -> Result<()
     #[derive(Serialize)]
     struct Head<'a> {
         schema: u32,
+        #[serde(serialize_with = "output::path")]
         image: &'a Path,
         size: u64,
         cluster_size: u64,

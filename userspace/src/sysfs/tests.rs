@@ -107,6 +107,24 @@ fn an_image_is_found_where_device_numbers_differ_or_the_file_is_gone() {
     assert_eq!(sysfs.find_image(&image).unwrap().len(), 1);
 }
 
+/// Names are bytes: one that is no UTF-8 must not hide the device, nor all others.
+#[test]
+fn names_may_be_any_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    let tree = Tree::new("sysfs-bytes");
+    tree.device(3, true, 0);
+    tree.delta(3, Path::new("/x"), "ino:1\nsdev:0:99\n");
+    let dir = tree.0.join("block/ploop3");
+    fs::write(dir.join("pdelta/0/image"), b"/a\xff\n").unwrap();
+    fs::write(dir.join("pstate/cookie"), b"c\xff\n").unwrap();
+    let devices = Sysfs::at(&tree.0).devices().unwrap();
+    let image = &devices[0].top().unwrap().image;
+    assert_eq!(image.as_os_str().as_bytes(), b"/a\xff");
+    assert_eq!(devices[0].cookie, "c\u{fffd}");
+    let json = serde_json::to_value(&devices[0]).unwrap();
+    assert_eq!(json["deltas"][0]["image"], "/a\u{fffd}");
+}
+
 #[test]
 fn nonsense_is_an_error_that_names_the_place() {
     let tree = Tree::new("sysfs-bad");
