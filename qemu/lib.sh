@@ -5,7 +5,8 @@
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 out=$top/.build
-cache=${PLOOP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ploop}
+# ~ works without HOME, too.
+cache=${PLOOP_CACHE:-${XDG_CACHE_HOME:-~/.cache}/ploop}
 # shellcheck disable=SC2034 # for those who source this
 logs=$out/logs
 # Of the make that called; not meant for the makes we call.
