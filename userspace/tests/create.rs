@@ -132,6 +132,14 @@ fn bad_arguments_are_told() {
         (&["-s", "1M", "-b", "16K"], "power of two"),
         (&["-s", "1M", "-b", "128M"], "power of two"),
         (&["-s", "4T", "--format-version", "1"], "version 2"),
+        (
+            &["-s", "2199023255040", "--format-version", "1"],
+            "could never be filled",
+        ),
+        (
+            &["-s", "140737487765504", "-b", "32K"],
+            "could never be filled",
+        ),
         (&["-s", "8191P", "-b", "32K"], "larger clusters"),
         (&["-s", "9000P"], "too large"),
         (&["-s", "1M", "--format-version", "3"], "3"),

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{fallocate, FallocateFlags, AT_FDCWD};
 use nix::libc;
 use nix::unistd::linkat;
-use ploop_pure::layout::ploop1::{Header, HEADER_BYTES};
+use ploop_pure::layout::ploop1::{Header, Version, HEADER_BYTES};
 use ploop_pure::units::{ClusterSize, ImageCluster};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -41,6 +41,7 @@ pub fn raw(path: &Path, size_bytes: u64, space: Space) -> Result<()> {
 /// Makes a ploop1 image with this header, which is that of an empty one.
 pub fn ploop1(path: &Path, header: Header, space: Space) -> Result<()> {
     let cluster = header.cluster;
+    let end = end_of_full(path, &header)?;
     make(path, |file| {
         let data = cluster.offset(header.first_data);
         match space {
@@ -56,21 +57,25 @@ pub fn ploop1(path: &Path, header: Header, space: Space) -> Result<()> {
                 write(file, header.encode().as_bytes(), 0)
             }
             Space::Full => {
-                let end = header.first_data.0.checked_add(header.nr_entries);
-                let end = end
-                    .filter(|end| *end <= header.slots_max())
-                    .ok_or_else(|| {
-                        Failure(
-                            Code::Param,
-                            "preallocate so large an image",
-                            Errno::EFBIG.into(),
-                        )
-                    })?;
                 allocate(file, cluster.offset(ImageCluster(end)))?;
                 write_full_bat(file, &header)?;
                 write(file, header.closed(false).encode().as_bytes(), 0)
             }
         }
+    })
+}
+
+/// One past the last slot of the image when every cluster has one. Entries must be able to name
+/// it: else the last clusters of the disk could never be written.
+fn end_of_full(path: &Path, header: &Header) -> Result<u32> {
+    let end = header.first_data.0.checked_add(header.nr_entries);
+    end.filter(|end| *end <= header.slots_max()).ok_or_else(|| {
+        let at = path.display();
+        let what = format!("{at} could never be filled: its entries cannot name so many clusters");
+        Error::new(Code::Param, what).hint(match header.version {
+            Version::V1 => "leave room for the table below 2 TiB, or use version 2",
+            Version::V2 => "use larger clusters (-b) or a smaller size",
+        })
     })
 }
 
