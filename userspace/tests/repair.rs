@@ -87,6 +87,29 @@ fn a_duplicate_gets_its_own_copy() {
     assert_eq!(len(&image), 7 * CLUSTER);
 }
 
+/// Copies that do not fit do not stay behind; the file-size limit stands in for a full disk.
+#[test]
+fn copies_that_do_not_fit_are_dropped() {
+    let scratch = Scratch::new("repair-full");
+    let image = small(&scratch, "image");
+    for n in 4..16 {
+        put_u32(&image, entry(n), 2);
+    }
+    let script = "trap '' XFSZ; ulimit -f 640; exec \"$@\"";
+    let output = std::process::Command::new("bash")
+        .args(["-c", script, "bash", env!("CARGO_BIN_EXE_ploopctl")])
+        .args(["check", "--repair"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert_eq!(len(&image), 5 * CLUSTER);
+    // With room, the same once more.
+    let mut want = small_disk();
+    want[4 << 16..].fill(2);
+    repair(&image, &["copy 12 clusters"], &want);
+}
+
 #[test]
 fn leaked_clusters_give_back_their_space() {
     use std::os::unix::fs::MetadataExt;

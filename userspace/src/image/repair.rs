@@ -23,7 +23,11 @@ pub fn apply(image: &Image, header: &Header, plan: &Plan) -> Result<()> {
         plan,
     };
     for step in plan.steps() {
-        work.step(step)?;
+        let done = work.step(step);
+        if let (Step::Copy { first, .. }, Err(_)) = (step, &done) {
+            work.drop_copies(first);
+        }
+        done?;
         image
             .file
             .sync_all()
@@ -107,6 +111,16 @@ impl Work<'_> {
             self.write_at(&buf, cluster.offset(to) + part * COPY_BYTES)?;
         }
         Ok(())
+    }
+
+    /// Cuts off copies that no entry names yet: most likely they filled the file system. If that
+    /// fails, too, they are a tail that the next repair cuts.
+    fn drop_copies(&self, first: ImageCluster) {
+        let whole = self.header.cluster.offset(first);
+        let len = self.image.len_bytes();
+        if len.is_ok_and(|len| len > whole) {
+            let _ = self.image.file.set_len(whole);
+        }
     }
 
     /// Gives back what nothing names. A file system that cannot punch holes keeps the space.
