@@ -92,6 +92,24 @@ impl Device {
 }
 
 impl Delta {
+    /// Path of the image, if that leads to it from here: not so for one that was unlinked, or is
+    /// in another mount namespace. What is under the name then may be anything.
+    pub fn reachable(&self) -> Result<&Path> {
+        if self.is_reachable() {
+            return Ok(&self.image);
+        }
+        let at = self.image.display();
+        let what = format!("the image of the device, {at}, cannot be reached from here");
+        Err(Error::new(Code::Open, what)
+            .hint("it was removed or replaced, or is in another mount namespace"))
+    }
+
+    fn is_reachable(&self) -> bool {
+        // Of a block device there is an inode in every /dev.
+        fs::metadata(&self.image)
+            .is_ok_and(|m| m.ino() == self.ino || m.file_type().is_block_device())
+    }
+
     fn is_image(&self, path: &Path) -> bool {
         let Ok(meta) = fs::metadata(path) else {
             // Unlinked while attached: the name is all there is.

@@ -121,7 +121,7 @@ fn live(args: &CheckArgs, device: &Device) -> Result<()> {
         let what = format!("{} is a raw image: nothing to check", path.display());
         return Err(Error::new(Code::NotAnImage, what));
     }
-    let image = Image::open(path, Access::Read)?;
+    let image = Image::open(top.reachable()?, Access::Read)?;
     let mut tries = 0;
     let report = loop {
         let mut report = match image.check()? {

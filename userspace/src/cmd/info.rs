@@ -67,7 +67,7 @@ pub fn run(args: &TargetArgs) -> Result<()> {
         .as_ref()
         .is_some_and(|d| d.top().is_some_and(|t| t.format == "raw"));
     let ploop1 = match &path {
-        Some(path) if !is_raw => match look(path) {
+        Some(path) if !is_raw => match look(path, device.as_ref()) {
             // The device says enough, even if its image cannot be seen from here.
             Err(e) if device.is_some() => {
                 output::note(&format!("note: {e}"));
@@ -90,7 +90,10 @@ pub fn run(args: &TargetArgs) -> Result<()> {
     output::text(&describe(path.as_deref(), ploop1.as_ref(), device.as_ref()))
 }
 
-fn look(path: &Path) -> Result<Ploop1> {
+fn look(path: &Path, device: Option<&Device>) -> Result<Ploop1> {
+    if let Some(top) = device.and_then(Device::top).filter(|t| t.image == path) {
+        top.reachable()?;
+    }
     let image = Image::open(path, Access::Read)?;
     if !image.has_magic()? {
         let what = format!("{} is not a ploop1 image", path.display());

@@ -29,7 +29,7 @@ pub fn run(args: &TargetArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     let (path, device) = match Target::resolve(&args.target, &sysfs)? {
         Target::Device(device) => match device.top() {
-            Some(top) => (top.image.clone(), Some(device)),
+            Some(top) => (top.reachable()?.to_owned(), Some(device)),
             None => {
                 let what = format!("{} has no image", device.device.display());
                 return Err(Error::new(Code::NotAttached, what));
@@ -50,57 +50,80 @@ pub fn run(args: &TargetArgs) -> Result<()> {
     }
     let (header, length, _) = image.good_header()?;
     // Only a sound map is shown, and nothing is shown of another: hence two scans.
-    walk(&image, &header, length, &mut |_| Ok(()))?;
+    let whole = Whole {
+        image,
+        header,
+        length,
+        is_running,
+    };
+    whole.walk(&mut |_| Ok(()))?;
     if is_running {
         output::note(&format!("note: {LAGS}"));
     }
     if args.json {
-        json(&image, &header, length, is_running)
+        json(&whole)
     } else {
-        text(&image, &header, length)
+        text(&whole)
     }
 }
 
-/// Gives every run of the disk to `sink`, holes included.
-fn walk(
-    image: &Image,
-    header: &Header,
+/// An image that is mapped.
+struct Whole {
+    image: Image,
+    header: Header,
     length: Length,
-    sink: &mut dyn FnMut(Row) -> Result<()>,
-) -> Result<()> {
-    let cluster = header.cluster;
-    let size = header.size_sectors * SECTOR_BYTES;
-    let mut emit = |run: Run| {
-        let start = cluster.guest_offset(Cluster(run.cluster));
-        // Entries past the end of the disk, and the part of the last cluster that is.
-        let end = size.min(start + (u64::from(run.len) << cluster.log_bytes()));
-        if start >= end {
-            return Ok(());
-        }
-        sink(Row {
-            start,
-            length: end - start,
-            offset: run.at.map(|at| cluster.offset(ImageCluster(at))),
-        })
-    };
-    let mut runs = Runs::default();
-    let mut next = 0;
-    image.scan(header, length, &mut |at, entry| {
-        let slot = match entry {
-            Ok(slot) => slot,
-            Err(Problem::EntryTorn { at, .. }) => ImageCluster(at),
-            Err(problem) => return Err(damaged(image.path(), problem)),
+    /// It may change meanwhile.
+    is_running: bool,
+}
+
+impl Whole {
+    /// Gives every run of the disk to `sink`, holes included.
+    fn walk(&self, sink: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
+        let Self { image, header, .. } = self;
+        let cluster = header.cluster;
+        let size = header.size_sectors * SECTOR_BYTES;
+        let mut emit = |run: Run| {
+            let start = cluster.guest_offset(Cluster(run.cluster));
+            // Entries past the end of the disk, and the part of the last cluster that is.
+            let end = size.min(start + (u64::from(run.len) << cluster.log_bytes()));
+            if start >= end {
+                return Ok(());
+            }
+            sink(Row {
+                start,
+                length: end - start,
+                offset: run.at.map(|at| cluster.offset(ImageCluster(at))),
+            })
         };
-        for hole in next..at.0 {
+        let mut runs = Runs::default();
+        let mut next = 0;
+        image.scan(header, self.length, &mut |at, entry| {
+            let slot = match entry {
+                Ok(slot) => slot,
+                Err(Problem::EntryTorn { at, .. }) => ImageCluster(at),
+                // The file grew since its length was taken.
+                Err(Problem::EntryPastEnd { at, .. }) if self.has_now(ImageCluster(at))? => {
+                    ImageCluster(at)
+                }
+                Err(problem) => return Err(damaged(image.path(), problem)),
+            };
+            for hole in next..at.0 {
+                runs.push(hole, None).map_or(Ok(()), &mut emit)?;
+            }
+            next = at.0 + 1;
+            runs.push(at.0, Some(slot.0)).map_or(Ok(()), &mut emit)
+        })?;
+        for hole in next..header.nr_entries {
             runs.push(hole, None).map_or(Ok(()), &mut emit)?;
         }
-        next = at.0 + 1;
-        runs.push(at.0, Some(slot.0)).map_or(Ok(()), &mut emit)
-    })?;
-    for hole in next..header.nr_entries {
-        runs.push(hole, None).map_or(Ok(()), &mut emit)?;
+        runs.finish().map_or(Ok(()), emit)
     }
-    runs.finish().map_or(Ok(()), emit)
+
+    /// Whether the image of a running device has grown to hold `at`.
+    fn has_now(&self, at: ImageCluster) -> Result<bool> {
+        let end = self.header.cluster.offset(at) + self.header.cluster.bytes();
+        Ok(self.is_running && self.image.len_bytes()? >= end)
+    }
 }
 
 fn damaged(path: &Path, problem: Problem) -> Error {
@@ -109,10 +132,10 @@ fn damaged(path: &Path, problem: Problem) -> Error {
     Error::new(Code::Damaged, what).hint(hint)
 }
 
-fn text(image: &Image, header: &Header, length: Length) -> Result<()> {
+fn text(whole: &Whole) -> Result<()> {
     let mut out = output::stdout();
     writeln!(out, "{:<18} {:<18} IMAGE OFFSET", "START", "LENGTH").map_err(output::failed)?;
-    walk(image, header, length, &mut |row| {
+    whole.walk(&mut |row| {
         let (start, len) = (format!("{:#x}", row.start), format!("{:#x}", row.length));
         match row.offset {
             Some(offset) => writeln!(out, "{start:<18} {len:<18} {offset:#x}"),
@@ -124,7 +147,7 @@ fn text(image: &Image, header: &Header, length: Length) -> Result<()> {
 }
 
 /// Written piece by piece: a map can be larger than memory.
-fn json(image: &Image, header: &Header, length: Length, lags: bool) -> Result<()> {
+fn json(whole: &Whole) -> Result<()> {
     #[derive(Serialize)]
     struct Head<'a> {
         schema: u32,
@@ -136,10 +159,10 @@ fn json(image: &Image, header: &Header, length: Length, lags: bool) -> Result<()
     }
     let head = serde_json::to_string(&Head {
         schema: SCHEMA,
-        image: image.path(),
-        size: header.size_sectors * SECTOR_BYTES,
-        cluster_size: header.cluster.bytes(),
-        lags,
+        image: whole.image.path(),
+        size: whole.header.size_sectors * SECTOR_BYTES,
+        cluster_size: whole.header.cluster.bytes(),
+        lags: whole.is_running,
     })
     .map_err(|e| Error::io(Code::System, "cannot write JSON", std::io::Error::from(e)))?;
     let mut out = output::stdout();
@@ -147,7 +170,7 @@ fn json(image: &Image, header: &Header, length: Length, lags: bool) -> Result<()
     let open = head.strip_suffix('}').unwrap_or(&head);
     write!(out, "{open},\"runs\":[").map_err(output::failed)?;
     let mut separator = "\n";
-    walk(image, header, length, &mut |row| {
+    whole.walk(&mut |row| {
         out.write_all(separator.as_bytes())
             .and_then(|()| serde_json::to_writer(&mut out, &row).map_err(Into::into))
             .map_err(output::failed)?;

@@ -126,6 +126,20 @@ fn names_may_be_any_bytes() {
 }
 
 #[test]
+fn another_file_of_the_name_is_not_the_image() {
+    let tree = Tree::new("sysfs-replaced");
+    let image = tree.0.join("image");
+    fs::write(&image, "").unwrap();
+    tree.device(1, true, 0);
+    tree.delta(1, &image, &info(&image));
+    let device = || Sysfs::at(&tree.0).device(1).unwrap().unwrap();
+    assert_eq!(device().top().unwrap().reachable().unwrap(), image);
+    tree.delta(1, &image, "ino:1\nsdev:0:99\n");
+    let e = device().top().unwrap().reachable().unwrap_err();
+    assert_eq!(e.code(), Code::Open);
+}
+
+#[test]
 fn nonsense_is_an_error_that_names_the_place() {
     let tree = Tree::new("sysfs-bad");
     tree.device(1, true, 0);
