@@ -32,7 +32,7 @@ pub enum Code {
     Stat = 15,
     /// Data cannot be made durable.
     Fsync = 16,
-    /// The device is in use: mounted, held or open.
+    /// The device is in use: mounted, held or open. Of an image: marked in use amid a conversion.
     Busy = 17,
     /// A lock cannot be taken.
     Lock = 18,
@@ -68,7 +68,10 @@ impl Code {
         (Self::System, "another system call failed"),
         (Self::Stat, "length or kind of a file cannot be found out"),
         (Self::Fsync, "fsync failed"),
-        (Self::Busy, "device is mounted, held or open"),
+        (
+            Self::Busy,
+            "device is mounted, held or open; image is amid a conversion",
+        ),
         (Self::Lock, "a lock cannot be taken"),
         (Self::Truncate, "a file cannot be lengthened or cut"),
         (Self::Allocate, "space cannot be allocated"),

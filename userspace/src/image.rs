@@ -14,8 +14,10 @@ use nix::libc;
 use nix::unistd::{lseek, Whence};
 use ploop_pure::check::{BatScan, Length, Problem};
 use ploop_pure::layout::extension::{self, Item};
-use ploop_pure::layout::ploop1::{Header, Mark, RawHeader, HEADER_BYTES, MAGIC_V1, MAGIC_V2};
-use ploop_pure::repair::{Extension, Findings, Tally};
+use ploop_pure::layout::ploop1::{
+    Header, Mark, RawHeader, FLAG_CONVERTING, HEADER_BYTES, MAGIC_V1, MAGIC_V2,
+};
+use ploop_pure::repair::{judge, Extension, Findings, Tally};
 use ploop_pure::units::{Cluster, ImageCluster, INDEX_PAGE_BYTES};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -177,7 +179,14 @@ impl Image {
             "{} is not a valid ploop1 image: {problem}",
             self.path.display()
         );
-        Error::new(Code::NotAnImage, what)
+        let is_converting = |flags| flags & FLAG_CONVERTING != 0;
+        match problem {
+            Problem::Flags {
+                flags,
+                mark: Mark::InUse,
+            } if is_converting(flags) => Error::new(Code::Busy, what),
+            _ => Error::new(Code::NotAnImage, what),
+        }
     }
 
     /// Judges every entry. The BAT is read in pieces.
@@ -216,8 +225,9 @@ impl Image {
         let mut tally = Tally::default();
         let mut problems = Vec::new();
         let mut nr_omitted = 0;
-        let scan = self.scan(&header, length, &mut |_, entry| {
-            tally.note(entry);
+        let mut scan = self.scan(&header, length, &mut |cluster, entry| {
+            let entry = judge(&header, cluster, entry);
+            tally.note(&header, entry);
             match entry {
                 Err(problem) if problems.len() < PROBLEMS_MAX => problems.push(problem),
                 Err(_) => nr_omitted += 1,
@@ -225,6 +235,10 @@ impl Image {
             }
             Ok(())
         })?;
+        if tally.nr_past_disk > 0 {
+            // What entries past the end of the disk name is not in use.
+            scan = self.scan(&header.without_surplus(), length, &mut |_, _| Ok(()))?;
+        }
         let extension = self.extension(&header, length, &scan)?;
         let usage = scan.usage();
         let taken = |at: ImageCluster| scan.is_used(at) || extension.slots.contains_slot(at);

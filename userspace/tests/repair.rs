@@ -252,6 +252,58 @@ fn a_repair_that_changes_data_drops_the_extension() {
     assert_eq!((get_u32(&image, 56), len(&image)), (0, 5 * CLUSTER));
 }
 
+/// A disk shorter than its table, and what the table still holds for the part that is gone.
+#[test]
+fn entries_past_the_disk_are_zeroed() {
+    let scratch = Scratch::new("repair-past-disk");
+    let image = small(&scratch, "image");
+    // Cluster 0 and a sector of cluster 1.
+    put(&image, 36, &129u64.to_le_bytes());
+    put_u32(&image, entry(2), 4);
+    put_u32(&image, entry(3), 0);
+    put_u32(&image, entry(1), 3);
+    put_u32(&image, entry(15), 2);
+    let answer = on(&image, &["check", "--json"]).expect(41).json();
+    let kinds = |n: usize| {
+        (
+            &answer["problems"][n]["kind"],
+            &answer["problems"][n]["cure"],
+        )
+    };
+    let (kind, cure) = ("entry-past-disk".into(), "lossless".into());
+    assert_eq!((kinds(0), kinds(1)), ((&kind, &cure), (&kind, &cure)));
+    assert_eq!(
+        (&answer["used_clusters"], &answer["leaked_clusters"]),
+        (&2.into(), &1.into())
+    );
+    let mut want = small_disk();
+    want[CLUSTER as usize..2 * CLUSTER as usize].fill(3);
+    want.truncate(129 * 512);
+    let steps = ["zero 2 BAT entries of clusters past", "space of 1 clusters"];
+    repair(&image, &steps, &want);
+    assert_eq!(len(&image), 4 * CLUSTER);
+}
+
+/// QEMU leaves the flag on images of others that it writes to.
+#[test]
+fn the_empty_flag_is_cleared() {
+    let scratch = Scratch::new("repair-empty");
+    let image = small(&scratch, "image");
+    put_u32(&image, 52, 1);
+    let answer = on(&image, &["check", "--json"]).expect(0).json();
+    assert_eq!(answer["result"], "clean");
+    assert_eq!(answer["problems"][0]["kind"], "empty-flag");
+    assert_eq!(on(&image, &["info", "--json"]).json()["damaged"], false);
+    repair(&image, &["clear the empty flag"], &small_disk());
+    assert_eq!(get_u32(&image, 52), 0);
+    // On an image with an extension that holds, nothing else changes.
+    extend(&image);
+    let before = fs::read(&image).unwrap();
+    put_u32(&image, 52, 1);
+    on(&image, &["check", "--repair"]).expect(0);
+    assert_eq!(fs::read(&image).unwrap(), before);
+}
+
 /// A BAT of many pages is mended piece by piece.
 #[test]
 fn a_large_bat_is_mended() {

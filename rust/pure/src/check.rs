@@ -4,7 +4,7 @@
 //! [`Header::parse`](crate::layout::ploop1::Header::parse) judges the header, [`Length::judge`]
 //! the file's length, [`BatScan`] every BAT entry, all in O(n) and with one bit a slot.
 
-use crate::layout::ploop1::{page_range, Header, HEADER_SLOTS};
+use crate::layout::ploop1::{page_range, Header, Mark, HEADER_SLOTS};
 use crate::mem::Vector;
 use crate::units::{Cluster, ImageCluster};
 use crate::Error;
@@ -63,9 +63,14 @@ pub enum Problem {
     Flags {
         /// The value.
         flags: u32,
+        /// How the image was left.
+        mark: Mark,
     },
     /// The image is marked in use.
     InUse,
+    /// The flag that no data was ever written is set, but entries name slots. Only the tool looks
+    /// at it; the kernel clears it on opening for writing.
+    EmptyFlag,
     /// The file's length is not a multiple of the cluster size.
     TornTail {
         /// Length in bytes.
@@ -108,6 +113,14 @@ pub enum Problem {
         /// The image cluster.
         at: u32,
     },
+    /// An entry in order names a slot for a cluster wholly past the end of the disk. Only the tool
+    /// looks for these; the kernel takes them as they are.
+    EntryPastDisk {
+        /// The guest cluster.
+        cluster: u32,
+        /// Clusters of the disk.
+        end: u32,
+    },
     /// The format extension is not valid. Only the tool looks there; the kernel drops it anyway.
     Extension {
         /// Its place in sectors.
@@ -131,8 +144,10 @@ impl Problem {
     pub fn cure(self) -> Cure {
         match self {
             Self::InUse
+            | Self::EmptyFlag
             | Self::TornTail { .. }
             | Self::EntryTorn { .. }
+            | Self::EntryPastDisk { .. }
             | Self::Extension { .. } => Cure::Lossless,
             Self::EntryMisaligned { .. }
             | Self::EntryInHeader { .. }
@@ -181,11 +196,15 @@ impl fmt::Display for Problem {
                 "m_FirstBlockOffset is {sectors} sectors, not a cluster multiple of at least {need}"
             ),
             Self::InUseValue { value } => write!(f, "m_DiskInUse has the unknown value {value:#x}"),
-            Self::Flags { flags } if flags & crate::layout::ploop1::FLAG_CONVERTING != 0 => {
+            Self::Flags { flags, .. } if flags & crate::layout::ploop1::FLAG_CONVERTING != 0 => {
                 write!(f, "m_Flags is {flags:#x}: a version conversion was interrupted")
             }
-            Self::Flags { flags } => write!(f, "m_Flags has unknown bits: {flags:#x}"),
+            Self::Flags { flags, .. } => write!(f, "m_Flags has unknown bits: {flags:#x}"),
             Self::InUse => write!(f, "m_DiskInUse is set: the image was not closed cleanly"),
+            Self::EmptyFlag => write!(
+                f,
+                "m_Flags says that no data was ever written, but there are BAT entries in use"
+            ),
             Self::TornTail { len } => {
                 write!(f, "file length {len} is not a multiple of the cluster size")
             }
@@ -207,6 +226,10 @@ impl fmt::Display for Problem {
             Self::EntryDuplicate { cluster, at } => write!(
                 f,
                 "BAT[{cluster}] is image cluster {at}, which another entry names too"
+            ),
+            Self::EntryPastDisk { cluster, end } => write!(
+                f,
+                "BAT[{cluster}] is in use, but the disk ends at cluster {end}"
             ),
             Self::Extension { sector } => write!(
                 f,

@@ -12,9 +12,26 @@
 //! same each time, so zeroing, copying and moving may be three scans.
 
 use crate::check::{Cure, Length, Problem, Usage};
-use crate::layout::ploop1::{Header, Mark};
-use crate::units::ImageCluster;
+use crate::layout::ploop1::{Header, Mark, FLAG_EMPTY};
+use crate::units::{Cluster, ImageCluster};
 use core::fmt;
+
+/// What a scan says of the entry of `cluster`, or that it belongs to no cluster of the disk. That
+/// is for a repair only: the kernel takes such an entry as it is.
+pub fn judge(
+    header: &Header,
+    cluster: Cluster,
+    entry: Result<ImageCluster, Problem>,
+) -> Result<ImageCluster, Problem> {
+    let end = header.disk_clusters();
+    match entry {
+        Ok(_) if cluster.0 >= end => Err(Problem::EntryPastDisk {
+            cluster: cluster.0,
+            end,
+        }),
+        Ok(_) | Err(_) => entry,
+    }
+}
 
 /// How many entries of each kind a scan found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,17 +42,25 @@ pub struct Tally {
     pub nr_torn: u32,
     /// Entries that name nothing usable.
     pub nr_invalid: u32,
-    /// Entries that name a slot which an earlier entry names.
+    /// Entries of the disk that name a slot which an earlier entry names.
     pub nr_duplicate: u32,
+    /// Entries past the end of the disk that name a slot of their own. They are in `nr_torn` too
+    /// where the file holds only a part of it.
+    pub nr_past_disk: u32,
 }
 
 impl Tally {
-    /// Counts one result of the scan.
-    pub fn note(&mut self, entry: Result<ImageCluster, Problem>) {
+    /// Counts one result of [`judge`].
+    pub fn note(&mut self, header: &Header, entry: Result<ImageCluster, Problem>) {
+        let end = header.disk_clusters();
         match entry {
             Ok(_) => self.nr_good += 1,
-            Err(Problem::EntryTorn { .. }) => self.nr_torn += 1,
-            Err(Problem::EntryDuplicate { .. }) => self.nr_duplicate += 1,
+            Err(Problem::EntryPastDisk { .. }) => self.nr_past_disk += 1,
+            Err(Problem::EntryTorn { cluster, .. }) => {
+                self.nr_torn += 1;
+                self.nr_past_disk += u32::from(cluster >= end);
+            }
+            Err(Problem::EntryDuplicate { cluster, .. }) if cluster < end => self.nr_duplicate += 1,
             Err(_) => self.nr_invalid += 1,
         }
     }
@@ -64,7 +89,7 @@ pub struct Findings {
     pub len_bytes: u64,
     /// The same, judged.
     pub length: Length,
-    /// Of the scan.
+    /// Of the entries that belong to the disk.
     pub usage: Usage,
     /// Of the scan.
     pub tally: Tally,
@@ -87,19 +112,28 @@ impl Findings {
         let ext = (self.extension == Extension::Invalid).then_some(Problem::Extension {
             sector: self.header.ext_offset,
         });
-        in_use.into_iter().chain(torn).chain(ext)
+        let empty = self.is_called_empty().then_some(Problem::EmptyFlag);
+        let of_image = in_use.into_iter().chain(torn).chain(ext);
+        of_image.chain(empty)
     }
 
-    /// What mending everything costs; `None` if nothing is wrong.
+    /// Whether the header says so, but there is data.
+    fn is_called_empty(&self) -> bool {
+        self.header.flags & FLAG_EMPTY != 0 && self.usage.nr_used > 0
+    }
+
+    /// What mending all damage costs; `None` if there is none. The empty flag on an image with data
+    /// is no damage: QEMU leaves it there when it writes to an image of ours.
     pub fn cure(&self) -> Option<Cure> {
         if self.tally.nr_invalid > 0 || self.tally.nr_duplicate > 0 {
             return Some(Cure::Lossy);
         }
-        let lossless = self.problems().next().is_some() || self.tally.nr_torn > 0;
+        let entries = self.tally.nr_torn + self.tally.nr_past_disk;
+        let lossless = entries > 0 || self.problems().any(|p| p != Problem::EmptyFlag);
         lossless.then_some(Cure::Lossless)
     }
 
-    /// One past the highest slot that an entry or a valid extension names; `None` if that
+    /// One past the highest slot that an entry of the disk or a valid extension names; `None` if that
     /// cannot be known.
     pub fn end(&self) -> Option<u32> {
         match self.extension {
@@ -131,6 +165,8 @@ pub enum Scope {
 pub enum Fix {
     /// The entry becomes a hole.
     Zero,
+    /// The same, and nobody could read what it names.
+    Forget,
     /// The entry gets a copy of the data it shares.
     Copy {
         /// The slot it names.
@@ -145,13 +181,16 @@ pub enum Fix {
 pub struct Fixer {
     next: u32,
     limit: u32,
+    disk_end: u32,
 }
 
 impl Fixer {
-    /// What to do about `problem`; `None` if its entry stays as it is.
+    /// What to do about `problem`, which [`judge`] found; `None` if its entry stays as it is.
     pub fn fix(&mut self, problem: Problem) -> Option<Fix> {
         match problem {
-            Problem::EntryDuplicate { at, .. } if self.next < self.limit => {
+            Problem::EntryDuplicate { cluster, at }
+                if cluster < self.disk_end && self.next < self.limit =>
+            {
                 self.next += 1;
                 Some(Fix::Copy {
                     from: ImageCluster(at),
@@ -162,6 +201,7 @@ impl Fixer {
             | Problem::EntryMisaligned { .. }
             | Problem::EntryInHeader { .. }
             | Problem::EntryPastEnd { .. } => Some(Fix::Zero),
+            Problem::EntryPastDisk { .. } => Some(Fix::Forget),
             Problem::Truncated { .. }
             | Problem::Magic
             | Problem::DiskType { .. }
@@ -173,6 +213,7 @@ impl Fixer {
             | Problem::InUseValue { .. }
             | Problem::Flags { .. }
             | Problem::InUse
+            | Problem::EmptyFlag
             | Problem::TornTail { .. }
             | Problem::EntryTorn { .. }
             | Problem::Extension { .. } => None,
@@ -195,6 +236,12 @@ pub enum Step {
     /// Make holes of the entries that name nothing usable. This comes before anything lengthens
     /// the file beyond its own clusters: an entry past its end may then name foreign data.
     Zero {
+        /// How many.
+        nr: u32,
+    },
+    /// Make holes of the entries past the end of the disk. No data of the disk changes, and each
+    /// entry is mended by itself: this needs no mark. Their slots may be overwritten afterwards.
+    Forget {
         /// How many.
         nr: u32,
     },
@@ -226,6 +273,8 @@ pub enum Step {
     Close {
         /// The in-use mark is cleared.
         clears_mark: bool,
+        /// The flag that no data was ever written is cleared.
+        clears_flag: bool,
         /// An extension that does not hold is dropped.
         drops_extension: bool,
     },
@@ -252,6 +301,10 @@ impl fmt::Display for Step {
                 f,
                 "zero {nr} BAT entries that name nothing usable; what they held is lost"
             ),
+            Self::Forget { nr } => write!(
+                f,
+                "zero {nr} BAT entries of clusters past the end of the disk"
+            ),
             Self::Move { nr } => write!(f, "point {nr} BAT entries to their copies"),
             Self::Truncate {
                 len_bytes,
@@ -263,6 +316,7 @@ impl fmt::Display for Step {
             Self::Punch { nr } => write!(f, "give back the space of {nr} clusters that no entry names"),
             Self::Close {
                 clears_mark,
+                clears_flag,
                 drops_extension,
             } => {
                 let what = match (clears_mark, drops_extension) {
@@ -271,14 +325,15 @@ impl fmt::Display for Step {
                     (false, true) => "drop the format extension, which is not valid",
                     (false, false) => "write the header",
                 };
-                write!(f, "{what}")
+                let flag = if clears_flag { "; clear the empty flag" } else { "" };
+                write!(f, "{what}{flag}")
             }
         }
     }
 }
 
 /// Most steps of a plan.
-const STEPS_MAX: usize = 8;
+const STEPS_MAX: usize = 9;
 
 /// What the steps follow from.
 struct Need {
@@ -286,6 +341,7 @@ struct Need {
     nr_zeroed: u32,
     changes_entries: bool,
     is_marked: bool,
+    clears_flag: bool,
     drops_extension: bool,
     /// One past the highest slot that stays in use, copies not counted; `None` if not known.
     end: Option<u32>,
@@ -307,6 +363,7 @@ impl Need {
             nr_zeroed,
             changes_entries,
             is_marked,
+            clears_flag: found.is_called_empty(),
             drops_extension,
             end: if drops_extension {
                 Some(found.usage.end)
@@ -320,7 +377,7 @@ impl Need {
         let cluster = found.header.cluster;
         let mut len_bytes = found.len_bytes;
         let mut steps = [None; STEPS_MAX];
-        let [mark, extend, zero, copy, moves, truncate, punch, close] = &mut steps;
+        let [mark, extend, zero, forget, copy, moves, truncate, punch, close] = &mut steps;
         *mark = (self.changes_entries && !self.is_marked).then_some(Step::Mark);
         if found.tally.nr_torn > 0 || (found.length.torn && self.end.is_none()) {
             let whole = cluster.ceil(len_bytes) << cluster.log_bytes();
@@ -332,6 +389,8 @@ impl Need {
         }
         let nr = self.nr_zeroed;
         *zero = (nr > 0).then_some(Step::Zero { nr });
+        let nr = found.tally.nr_past_disk;
+        *forget = (nr > 0).then_some(Step::Forget { nr });
         if self.nr_copies > 0 {
             let nr = self.nr_copies;
             let first = ImageCluster(found.usage.end);
@@ -353,12 +412,17 @@ impl Need {
             let nr = found.nr_leaked_data + freed;
             *punch = (scope == Scope::All && nr > 0).then_some(Step::Punch { nr });
         }
-        let clears_mark = self.is_marked || self.changes_entries;
-        *close = (clears_mark || self.drops_extension).then_some(Step::Close {
-            clears_mark,
+        *close = (self.closes() || self.clears_flag).then_some(Step::Close {
+            clears_mark: self.is_marked || self.changes_entries,
+            clears_flag: self.clears_flag,
             drops_extension: self.drops_extension,
         });
         steps
+    }
+
+    /// Whether mark or extension change.
+    fn closes(&self) -> bool {
+        self.is_marked || self.changes_entries || self.drops_extension
     }
 }
 
@@ -379,6 +443,7 @@ impl Plan {
         let fixer = Fixer {
             next: found.usage.end,
             limit: header.slots_max(),
+            disk_end: header.disk_clusters(),
         };
         let need = Need::new(found, fixer);
         if scope == Scope::Needed && !need.is_marked && !found.length.torn && !need.changes_entries
@@ -396,7 +461,11 @@ impl Plan {
             },
             fixer,
             marked: header.opened(),
-            closed: header.opened().closed(is_empty),
+            closed: if need.closes() {
+                header.opened().closed(is_empty)
+            } else {
+                header.not_empty()
+            },
         })
     }
 

@@ -86,7 +86,7 @@ fn image(args: &CheckArgs, path: &Path) -> Result<()> {
     let _lock = ImageLock::take(image.file(), path, usage)?;
     let report = match image.check()? {
         Ok(report) => report,
-        Err(problem) => return invalid(args, path, problem),
+        Err(problem) => return invalid(args, &image, problem),
     };
     let plan = Plan::new(&report.findings, Scope::All);
     let Some(plan) = plan.filter(|_| args.repair) else {
@@ -126,13 +126,16 @@ fn live(args: &CheckArgs, device: &Device) -> Result<()> {
     let report = loop {
         let mut report = match image.check()? {
             Ok(report) => report,
-            Err(problem) => return invalid(args, path, problem),
+            Err(problem) => return invalid(args, &image, problem),
         };
         // The mark is right, and the file grows ahead of the entries.
         let is_of_whole = |p: &Problem| {
             matches!(
                 p,
-                Problem::InUse | Problem::TornTail { .. } | Problem::EntryTorn { .. }
+                Problem::InUse
+                    | Problem::EmptyFlag
+                    | Problem::TornTail { .. }
+                    | Problem::EntryTorn { .. }
             )
         };
         report.problems.retain(|p| !is_of_whole(p));
@@ -160,10 +163,10 @@ enum Mode {
     Live,
 }
 
-fn invalid(args: &CheckArgs, path: &Path, problem: Problem) -> Result<()> {
+fn invalid(args: &CheckArgs, image: &Image, problem: Problem) -> Result<()> {
     if args.json {
         output::json(&Answer {
-            image: path,
+            image: image.path(),
             result: "invalid",
             live: false,
             problems: vec![row(problem)],
@@ -172,8 +175,7 @@ fn invalid(args: &CheckArgs, path: &Path, problem: Problem) -> Result<()> {
             plan: Vec::new(),
         })?;
     }
-    let what = format!("{} is not a valid ploop1 image: {problem}", path.display());
-    let error = Error::new(Code::NotAnImage, what);
+    let error = image.not_an_image(problem);
     Err(match problem {
         Problem::Magic => error.hint("if it is a raw image, there is nothing to check"),
         _ => error.hint("the header or length cannot be repaired: take a copy from a backup"),
@@ -265,7 +267,7 @@ fn describe(answer: &Answer<'_>, mode: Mode) -> String {
     for (nr, step) in answer.plan.iter().enumerate() {
         text += &format!("  {}. {step}\n", nr + 1);
     }
-    if !has_problems {
+    if !has_problems || answer.result == "clean" {
         text += "No damage found.\n";
     }
     text
@@ -299,12 +301,14 @@ fn kind(problem: Problem) -> (&'static str, Option<u32>) {
         Problem::InUseValue { .. } => ("in-use-value", None),
         Problem::Flags { .. } => ("flags", None),
         Problem::InUse => ("in-use", None),
+        Problem::EmptyFlag => ("empty-flag", None),
         Problem::TornTail { .. } => ("torn-tail", None),
         Problem::Extension { .. } => ("extension", None),
         Problem::EntryMisaligned { cluster, .. } => ("entry-misaligned", Some(cluster)),
         Problem::EntryInHeader { cluster, .. } => ("entry-in-header", Some(cluster)),
         Problem::EntryPastEnd { cluster, .. } => ("entry-past-end", Some(cluster)),
         Problem::EntryTorn { cluster, .. } => ("entry-torn", Some(cluster)),
+        Problem::EntryPastDisk { cluster, .. } => ("entry-past-disk", Some(cluster)),
         Problem::EntryDuplicate { cluster, .. } => ("entry-duplicate", Some(cluster)),
     }
 }

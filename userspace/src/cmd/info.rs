@@ -138,10 +138,11 @@ fn summary(report: &Report, allocated_size: u64) -> Ploop1 {
     }
 }
 
-/// Whether the in-use mark is all there is.
+/// Whether the in-use mark is all there is, but for the empty flag.
 fn is_only_marked(report: &Report) -> bool {
-    let mark = ploop_pure::check::Problem::InUse;
-    report.nr_omitted == 0 && report.problems.iter().all(|p| *p == mark)
+    use ploop_pure::check::Problem;
+    let harmless = [Problem::InUse, Problem::EmptyFlag];
+    report.nr_omitted == 0 && report.problems.iter().all(|p| harmless.contains(p))
 }
 
 /// `none`, `valid` or `invalid`.

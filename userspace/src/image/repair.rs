@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{fallocate, FallocateFlags};
 use nix::libc;
 use ploop_pure::layout::ploop1::{Header, ENTRY_BYTES, HEADER_BYTES};
-use ploop_pure::repair::{Fix, Plan, Step};
+use ploop_pure::repair::{judge, Fix, Plan, Step};
 use ploop_pure::units::{Cluster, ImageCluster};
 use std::os::unix::fs::FileExt;
 use zerocopy::IntoBytes;
@@ -53,14 +53,18 @@ impl Work<'_> {
                 .map_err(|e| self.image.error(Code::Truncate, "set the length of", e)),
             Step::Zero { .. } => self.each_fix(|cluster, fix| match fix {
                 Fix::Zero => self.write_entry(cluster, 0),
-                Fix::Copy { .. } => Ok(()),
+                Fix::Forget | Fix::Copy { .. } => Ok(()),
+            }),
+            Step::Forget { .. } => self.each_fix(|cluster, fix| match fix {
+                Fix::Forget => self.write_entry(cluster, 0),
+                Fix::Zero | Fix::Copy { .. } => Ok(()),
             }),
             Step::Copy { .. } => self.each_fix(|_, fix| match fix {
-                Fix::Zero => Ok(()),
+                Fix::Zero | Fix::Forget => Ok(()),
                 Fix::Copy { from, to } => self.copy(from, to),
             }),
             Step::Move { .. } => self.each_fix(|cluster, fix| match fix {
-                Fix::Zero => Ok(()),
+                Fix::Zero | Fix::Forget => Ok(()),
                 Fix::Copy { to, .. } => self.write_entry(cluster, self.header.encode_entry(to)),
             }),
             Step::Punch { .. } => self.punch(),
@@ -72,7 +76,7 @@ impl Work<'_> {
     fn each_fix(&self, mut act: impl FnMut(Cluster, Fix) -> Result<()>) -> Result<()> {
         let (_, length, _) = self.image.good_header()?;
         let mut fixer = self.plan.fixer();
-        let mut sink = |cluster, entry: std::result::Result<ImageCluster, _>| match entry
+        let mut sink = |cluster, entry| match judge(self.header, cluster, entry)
             .err()
             .and_then(|problem| fixer.fix(problem))
         {
@@ -163,6 +167,7 @@ impl Work<'_> {
             Step::Mark
             | Step::Extend { .. }
             | Step::Zero { .. }
+            | Step::Forget { .. }
             | Step::Copy { .. }
             | Step::Move { .. }
             | Step::Truncate { .. }

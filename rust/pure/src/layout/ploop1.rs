@@ -218,7 +218,7 @@ impl Header {
         };
         let flags = raw.flags.get();
         if flags & !FLAG_EMPTY != 0 {
-            return Err(Problem::Flags { flags });
+            return Err(Problem::Flags { flags, mark });
         }
         Ok(Self {
             version,
@@ -300,6 +300,26 @@ impl Header {
             self.flags &= !FLAG_EMPTY;
         }
         self
+    }
+
+    /// The same header for an image that holds data.
+    pub fn not_empty(mut self) -> Self {
+        self.flags &= !FLAG_EMPTY;
+        self
+    }
+
+    /// The same header with no more entries than the disk has clusters.
+    pub fn without_surplus(mut self) -> Self {
+        self.nr_entries = self.disk_clusters();
+        self
+    }
+
+    /// Clusters of the disk, the last of which may be a part only; at most `nr_entries`.
+    pub fn disk_clusters(&self) -> u32 {
+        let clusters = self
+            .size_sectors
+            .div_ceil(u64::from(self.cluster.sectors()));
+        u32::try_from(clusters).map_or(self.nr_entries, |n| n.min(self.nr_entries))
     }
 
     /// Number of index pages, at least one.
@@ -472,7 +492,13 @@ mod tests {
             bad(|r| r.in_use = 7.into()),
             Problem::InUseValue { value: 7 }
         );
-        assert_eq!(bad(|r| r.flags = 2.into()), Problem::Flags { flags: 2 });
+        let flags = |mark| Problem::Flags { flags: 2, mark };
+        assert_eq!(bad(|r| r.flags = 2.into()), flags(Mark::Closed));
+        let marked = bad(|r| {
+            r.flags = 2.into();
+            r.in_use = IN_USE.into();
+        });
+        assert_eq!(marked, flags(Mark::InUse));
     }
 
     #[test]

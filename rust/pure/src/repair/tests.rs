@@ -34,11 +34,16 @@ fn scan(m: &Model) -> (Findings, Entries) {
     let mut out = Vec::new();
     let mut tally = Tally::default();
     scan.page::<()>(0, &slots, |c, r| {
-        tally.note(r);
+        let r = judge(&m.header, c, r);
+        tally.note(&m.header, r);
         out.push((c.0, r));
         Ok(())
     })
     .unwrap();
+    if tally.nr_past_disk > 0 {
+        scan = BatScan::new(m.header.without_surplus(), length).unwrap();
+        scan.page::<()>(0, &slots, |_, _| Ok(())).unwrap();
+    }
     let first = m.header.first_data.0;
     let leaked = m
         .data
@@ -78,7 +83,7 @@ fn apply(m: &mut Model, plan: &Plan, step: Step) {
             assert!(len_bytes >= m.len);
             m.len = len_bytes;
         }
-        Step::Zero { .. } | Step::Copy { .. } | Step::Move { .. } => {
+        Step::Zero { .. } | Step::Forget { .. } | Step::Copy { .. } | Step::Move { .. } => {
             let mut fixer = plan.fixer();
             for (cluster, r) in scan(m).1 {
                 let Some(fix) = r.err().and_then(|p| fixer.fix(p)) else {
@@ -92,7 +97,9 @@ fn apply(m: &mut Model, plan: &Plan, step: Step) {
                         }
                         m.len = m.len.max((u64::from(to.0) + 1) * cluster_bytes(m));
                     }
-                    (Step::Zero { .. }, Fix::Zero) => m.bat[cluster as usize] = 0,
+                    (Step::Zero { .. }, Fix::Zero) | (Step::Forget { .. }, Fix::Forget) => {
+                        m.bat[cluster as usize] = 0
+                    }
                     (Step::Move { .. }, Fix::Copy { to, .. }) => {
                         m.bat[cluster as usize] = m.header.encode_entry(to)
                     }
@@ -155,6 +162,12 @@ fn random(rng: &mut Rng) -> Model {
             _ => header.encode_entry(ImageCluster(rng.below(clusters + 2) as u32)),
         });
     }
+    if rng.below(3) == 0 {
+        header.size_sectors -= rng.below(u64::from(5 * cluster.sectors()));
+    }
+    if rng.below(3) > 0 {
+        header = header.not_empty();
+    }
     header.mark = [Mark::Closed, Mark::ClosedV21, Mark::InUse][rng.below(3) as usize];
     let mut extension = Extension::None;
     if rng.below(3) == 0 {
@@ -186,8 +199,13 @@ fn a_plan_mends_and_changes_no_good_entry() {
         for scope in [Scope::Needed, Scope::All] {
             let (found, entries) = scan(&before);
             let Some(plan) = Plan::new(&found, scope) else {
-                let is_sound = found.cure().is_none() || found.extension == Extension::Invalid;
-                assert!(is_sound && entries.iter().all(|e| e.1.is_ok()));
+                // These do not stand in the way.
+                let is_soft = |e: &Result<_, _>| matches!(e, Err(Problem::EntryPastDisk { .. }));
+                assert!(entries.iter().all(|e| e.1.is_ok() || is_soft(&e.1)));
+                let is_image_soft =
+                    |p: Problem| matches!(p, Problem::Extension { .. } | Problem::EmptyFlag);
+                assert!(found.problems().all(is_image_soft));
+                assert!(scope == Scope::Needed || found.cure().is_none());
                 continue;
             };
             nr_plans += 1;
@@ -206,13 +224,17 @@ fn a_plan_mends_and_changes_no_good_entry() {
                 assert_eq!(m.bat[*c as usize], before.bat[*c as usize]);
             }
             // A duplicate reads the same as its twin.
+            let end = before.header.disk_clusters();
             for (c, r) in scan(&before).1 {
-                if let Err(Problem::EntryDuplicate { at, .. }) = r {
+                if c >= end {
+                    assert_eq!(m.bat[c as usize], 0);
+                } else if let Err(Problem::EntryDuplicate { at, .. }) = r {
                     let twin = before.data.get(&at).copied();
                     assert_eq!(now.get(&c), Some(&twin));
                 }
             }
-            let lossy = before.bat != m.bat;
+            let is_lossy = |r: &Result<_, Problem>| r.is_err_and(|p| p.cure() == Cure::Lossy);
+            let lossy = scan(&before).1.iter().any(|(_, r)| is_lossy(r));
             assert_eq!(plan.cure() == Cure::Lossy, lossy);
         }
     }
@@ -250,6 +272,7 @@ fn a_valid_extension_is_kept() {
     let cluster = ClusterSize::DEFAULT;
     let mut header = Header::new(Version::V2, cluster, 2048 * 10).unwrap();
     header.mark = Mark::ClosedV21;
+    header.flags = 0;
     header.ext_offset = 2048 * 3;
     let mut m = Model {
         header,
@@ -270,4 +293,46 @@ fn a_valid_extension_is_kept() {
     let plan = Plan::new(&scan(&m).0, Scope::All).unwrap();
     plan.steps().for_each(|s| apply(&mut m, &plan, s));
     assert_eq!((m.header.ext_offset, m.len), (0, cluster.bytes() * 3));
+}
+
+/// What nobody could read is no reason to drop the extension, and neither is the flag.
+#[test]
+fn what_is_past_the_disk_is_forgotten() {
+    let cluster = ClusterSize::DEFAULT;
+    let mut header = Header::new(Version::V2, cluster, 2048 * 10).unwrap();
+    header.mark = Mark::ClosedV21;
+    header.ext_offset = 2048 * 3;
+    header.size_sectors = 2048 + 1;
+    let before = Model {
+        header,
+        len: cluster.bytes() * 6,
+        bat: std::vec![1, 2, 5, 4],
+        data: (1..6).map(|s| (s, s)).collect(),
+        extension: Extension::Valid { end: Some(4) },
+    };
+    let (found, _) = scan(&before);
+    assert_eq!((found.tally.nr_past_disk, found.usage.end), (2, 3));
+    assert!(found.problems().eq([Problem::EmptyFlag]));
+    assert_eq!(found.cure(), Some(Cure::Lossless));
+    assert!(Plan::new(&found, Scope::Needed).is_none());
+    let plan = Plan::new(&found, Scope::All).unwrap();
+    let steps = [
+        Step::Forget { nr: 2 },
+        Step::Truncate {
+            len_bytes: cluster.bytes() * 4,
+            from_bytes: cluster.bytes() * 6,
+        },
+        Step::Close {
+            clears_mark: false,
+            clears_flag: true,
+            drops_extension: false,
+        },
+    ];
+    assert!(plan.steps().eq(steps) && plan.cure() == Cure::Lossless);
+    let mut m = before.clone();
+    plan.steps().for_each(|s| apply(&mut m, &plan, s));
+    assert_eq!(m.header, header.not_empty());
+    let (after, _) = scan(&m);
+    assert!(after.cure().is_none() && after.problems().next().is_none());
+    assert!(guest(&m) == guest(&before));
 }
