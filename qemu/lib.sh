@@ -68,12 +68,16 @@ key_of() {
 # cached NAME KEY CMD...: the directory $cache/NAME-KEY, made by `CMD... DIR`
 # if missing. CMD fills a temporary directory that is renamed when complete, so
 # a half-made one is never trusted; a lock keeps two makes apart. Directories of
-# the same NAME with another key are out of date and removed. Sets `item`.
+# the same NAME with another key may be another checkout's: they are removed when
+# nobody used them for 14 days. Sets `item`.
 cached() {
     local name=$1 key=$2 lock old
     shift 2
     item=$cache/$name-$key
-    [[ ! -d $item ]] || return 0
+    if [[ -d $item ]]; then
+        touch "$item" 2>/dev/null || true
+        return 0
+    fi
     mkdir -p "$cache"
     exec {lock}>"$cache/$name.lock"
     flock "$lock"
@@ -82,8 +86,9 @@ cached() {
         mkdir "$cache/$name.new"
         "$@" "$cache/$name.new"
         mv -T "$cache/$name.new" "$item"
+        touch "$item"
         for old in "$cache/$name"-????????????; do
-            [[ $old == "$item" || ! -d $old ]] || as_root rm -rf "$old"
+            [[ ! -d $old || -n $(find "$old" -maxdepth 0 -mtime -14) ]] || as_root rm -rf "$old"
         done
     fi
     exec {lock}>&-
