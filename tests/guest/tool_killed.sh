@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# ploopctl killed at any point of attach or detach: the next detach or attach
-# copes, nothing stays behind and the data is there.
-# timeout: 180
+# ploopctl killed at any point of attach or detach, by the clock and before each
+# of its ioctls: the next detach or attach copes, nothing stays behind and the
+# data is there.
+# timeout: 240
 . "$(dirname "$0")/lib.sh"
+
+need strace
 
 scratch_fs ext4
 image=$SCRATCH/disk.img
@@ -46,6 +49,65 @@ done
 for left in /sys/block/ploop*; do
     [[ ! -e $left ]] || ploopctl detach "/dev/${left##*/}"
 done
+
+# killed_at CALL N ARGUMENTS...: ploopctl, killed as it enters its Nth system call
+# CALL, which is after the one before; status 1 if it ends before that.
+killed_at() {
+    local call=$1 nr=$2 status=0
+    shift 2
+    strace -f -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$nr" \
+        ploopctl "$@" >/dev/null 2>&1 || status=$?
+    ((status == 0 || status == 137)) || die "ploopctl $* ended with $status, to be killed at $call $nr"
+    ((status == 137))
+}
+
+# detached: the image is not attached any more, or was not.
+detached() {
+    local status=0
+    udevadm settle -t 10 || true
+    ploopctl detach "$image" 2>"$TEST_DIR/said" || status=$?
+    ((status == 0 || status == 40))
+}
+
+nothing_left() {
+    local left
+    for left in /sys/block/ploop*; do
+        [[ ! -e $left ]] || die "${left##*/} is left after a kill at $1"
+    done
+}
+
+# copes WHERE: the next attach and detach work.
+copes() {
+    local status=0
+    # Who looks at what is left keeps it from being removed.
+    udevadm settle -t 10 || true
+    ploopctl attach "$image" >/dev/null 2>"$TEST_DIR/said" || status=$?
+    # 37: the killed one had got through.
+    ((status == 0 || status == 37)) || die "attach after a kill at $1: $(<"$TEST_DIR/said")"
+    retry 10 detached || die "detach after a kill at $1: $(<"$TEST_DIR/said")"
+    nothing_left "$1"
+}
+
+# killed_everywhere COMMAND: at each ioctl and at the end.
+killed_everywhere() {
+    local command=$1 nr=0 survived=''
+    while [[ -z $survived ]]; do
+        nr=$((nr + 1))
+        [[ $command != detach ]] || attach "$image" >/dev/null
+        udevadm settle -t 10 || true
+        killed_at ioctl "$nr" "$command" "$image" || survived=1
+        copes "$command, ioctl $nr"
+    done
+    note "$command: killed at each of $((nr - 1)) ioctls"
+    ((nr > 3)) || die "$command makes only $((nr - 1)) ioctls: is this the way to kill it?"
+    [[ $command != detach ]] || attach "$image" >/dev/null
+    udevadm settle -t 10 || true
+    killed_at exit_group 1 "$command" "$image" || die "$command cannot be killed as it ends"
+    copes "$command, its end"
+}
+killed_everywhere attach
+killed_everywhere detach
+
 device=$(attach "$image")
 cmp -n $((1 << 20)) "$device" "$TEST_DIR/data" || die "the data is gone"
 detach "$device"
