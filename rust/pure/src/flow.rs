@@ -6,6 +6,11 @@
 //! sees zeros or the whole write's data, a failed write leaves the hole, and no index page can be
 //! copied with an entry whose data is not written (ordering rules 1 and 2). The guest's
 //! completion follows the publication; with FUA, the commit that makes both durable (rule 3).
+//!
+//! A write to a cluster that a lower delta holds does the same, but copies what it does not cover
+//! into the slot before its own data. The copy is written before the publication like the data
+//! is, so the same data sync covers it before the entry is written (rule 5); when it fails, the
+//! lower delta still holds the cluster.
 
 use crate::map::Place;
 use crate::units::{ImageCluster, Level};
@@ -17,6 +22,16 @@ pub enum Action {
     Lock,
     /// Take a slot of the top delta: [`Event::Slot`] or [`Event::Failed`].
     TakeSlot,
+    /// Copy what the write does not cover of a cluster of a lower delta to a slot of the top:
+    /// [`Event::Ok`] or [`Event::Failed`].
+    CopyBelow {
+        /// The lower delta.
+        level: Level,
+        /// Its slot.
+        from: ImageCluster,
+        /// The slot of the top, which reads as zeros.
+        to: ImageCluster,
+    },
     /// Write the data to a slot of the top delta: [`Event::Ok`] or [`Event::Failed`].
     WriteData {
         /// The slot.
@@ -86,13 +101,32 @@ pub const fn flush() -> Action {
     Action::Commit
 }
 
+/// How much of its cluster a write covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// A part: the rest keeps what a lower delta has.
+    Part,
+    /// All of it: nothing needs to be copied.
+    Whole,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     LookingUp,
     Locking,
-    TakingSlot,
-    WritingInPlace { commit: bool },
-    WritingFresh { at: ImageCluster },
+    /// With the place in a lower delta that has to be copied from.
+    TakingSlot {
+        below: Option<(Level, ImageCluster)>,
+    },
+    Copying {
+        at: ImageCluster,
+    },
+    WritingInPlace {
+        commit: bool,
+    },
+    WritingFresh {
+        at: ImageCluster,
+    },
     Publishing,
     Committing,
     Ended,
@@ -103,15 +137,17 @@ enum State {
 pub struct Write {
     state: State,
     durability: Durability,
+    coverage: Coverage,
     top: Level,
 }
 
 impl Write {
     /// A write to a chain whose top is `top`. Its first event is [`Event::Found`].
-    pub const fn new(durability: Durability, top: Level) -> Self {
+    pub const fn new(durability: Durability, coverage: Coverage, top: Level) -> Self {
         Self {
             state: State::LookingUp,
             durability,
+            coverage,
             top,
         }
     }
@@ -137,19 +173,37 @@ impl Write {
                 },
             ) => match self.in_place(place, entry_durable) {
                 Some((at, durable, state)) => (state, Action::UnlockAndWrite { at, durable }),
-                None => (State::TakingSlot, Action::TakeSlot),
+                None => {
+                    let below = self.below(place);
+                    (State::TakingSlot { below }, Action::TakeSlot)
+                }
             },
-            (State::TakingSlot, Event::Slot(at)) if cfg!(mutant = "publish_before_data") => {
+            (State::TakingSlot { .. }, Event::Slot(at)) if cfg!(mutant = "publish_before_data") => {
                 (State::Publishing, Action::Publish { at })
             }
-            (State::TakingSlot, Event::Slot(at)) => {
+            (
+                State::TakingSlot {
+                    below: Some((level, from)),
+                },
+                Event::Slot(at),
+            ) => (
+                State::Copying { at },
+                Action::CopyBelow {
+                    level,
+                    from,
+                    to: at,
+                },
+            ),
+            (State::TakingSlot { below: None }, Event::Slot(at))
+            | (State::Copying { at }, Event::Ok) => {
                 let durable = false;
                 (
                     State::WritingFresh { at },
                     Action::WriteData { at, durable },
                 )
             }
-            (State::TakingSlot, Event::Failed) => (State::Ended, Action::Unlock),
+            (State::TakingSlot { .. }, Event::Failed) => (State::Ended, Action::Unlock),
+            (State::Copying { at }, Event::Failed) => (State::Ended, Action::Abandon { at }),
             (State::WritingFresh { at }, Event::Ok) => (State::Publishing, Action::Publish { at }),
             (State::WritingFresh { at }, Event::Failed) => (State::Ended, Action::Abandon { at }),
             (State::Publishing | State::WritingInPlace { commit: true }, Event::Ok) => {
@@ -165,7 +219,8 @@ impl Write {
             (
                 State::LookingUp
                 | State::Locking
-                | State::TakingSlot
+                | State::TakingSlot { .. }
+                | State::Copying { .. }
                 | State::WritingInPlace { .. }
                 | State::WritingFresh { .. }
                 | State::Publishing
@@ -191,6 +246,16 @@ impl Write {
             Place::Slot { .. } | Place::Hole => None,
         }
     }
+
+    /// The place in a lower delta that a slot in the top has to be completed from.
+    fn below(&self, place: Place) -> Option<(Level, ImageCluster)> {
+        match (place, self.coverage) {
+            (Place::Slot { level, at }, Coverage::Part) if !cfg!(mutant = "skip_copy") => {
+                Some((level, at))
+            }
+            (Place::Slot { .. } | Place::Hole, Coverage::Part | Coverage::Whole) => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -213,7 +278,7 @@ mod tests {
 
     #[test]
     fn overwrite_is_one_write() {
-        let mut w = Write::new(Durability::Volatile, TOP);
+        let mut w = Write::new(Durability::Volatile, Coverage::Part, TOP);
         assert_eq!(
             w.next(found(slot(), false)),
             Action::WriteData {
@@ -227,7 +292,7 @@ mod tests {
 
     #[test]
     fn fua_overwrite_of_a_dirty_entry_commits() {
-        let mut w = Write::new(Durability::Fua, TOP);
+        let mut w = Write::new(Durability::Fua, Coverage::Part, TOP);
         assert_eq!(
             w.next(found(slot(), false)),
             Action::WriteData {
@@ -237,7 +302,7 @@ mod tests {
         );
         assert_eq!(w.next(Event::Ok), Action::Commit);
         assert_eq!(w.next(Event::Ok), Action::Done);
-        let mut w = Write::new(Durability::Fua, TOP);
+        let mut w = Write::new(Durability::Fua, Coverage::Part, TOP);
         assert_eq!(
             w.next(found(slot(), true)),
             Action::WriteData {
@@ -250,7 +315,7 @@ mod tests {
 
     #[test]
     fn data_is_written_before_the_slot_is_published() {
-        let mut w = Write::new(Durability::Fua, TOP);
+        let mut w = Write::new(Durability::Fua, Coverage::Part, TOP);
         assert_eq!(w.next(found(Place::Hole, true)), Action::Lock);
         assert_eq!(w.next(found(Place::Hole, true)), Action::TakeSlot);
         assert_eq!(
@@ -267,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_leaves_the_hole() {
-        let mut w = Write::new(Durability::Volatile, TOP);
+        let mut w = Write::new(Durability::Volatile, Coverage::Part, TOP);
         w.next(found(Place::Hole, true));
         w.next(found(Place::Hole, true));
         w.next(Event::Slot(AT));
@@ -276,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_cluster_mapped_while_waiting_is_written_in_place() {
-        let mut w = Write::new(Durability::Volatile, TOP);
+        let mut w = Write::new(Durability::Volatile, Coverage::Part, TOP);
         w.next(found(Place::Hole, true));
         let a = w.next(found(slot(), false));
         assert_eq!(
@@ -287,5 +352,54 @@ mod tests {
             }
         );
         assert_eq!(w.next(Event::Ok), Action::Done);
+    }
+
+    fn below() -> Place {
+        Place::Slot {
+            level: Level(0),
+            at: ImageCluster(3),
+        }
+    }
+
+    #[test]
+    fn the_rest_is_copied_before_the_data_is_written() {
+        let top = Level(1);
+        let mut w = Write::new(Durability::Volatile, Coverage::Part, top);
+        assert_eq!(w.next(found(below(), true)), Action::Lock);
+        assert_eq!(w.next(found(below(), true)), Action::TakeSlot);
+        let copy = Action::CopyBelow {
+            level: Level(0),
+            from: ImageCluster(3),
+            to: AT,
+        };
+        assert_eq!(w.next(Event::Slot(AT)), copy);
+        let write = Action::WriteData {
+            at: AT,
+            durable: false,
+        };
+        assert_eq!(w.next(Event::Ok), write);
+        assert_eq!(w.next(Event::Ok), Action::Publish { at: AT });
+        assert_eq!(w.next(Event::Ok), Action::Done);
+    }
+
+    #[test]
+    fn a_failed_copy_leaves_the_lower_mapping() {
+        let mut w = Write::new(Durability::Fua, Coverage::Part, Level(1));
+        w.next(found(below(), true));
+        w.next(found(below(), true));
+        w.next(Event::Slot(AT));
+        assert_eq!(w.next(Event::Failed), Action::Abandon { at: AT });
+    }
+
+    #[test]
+    fn a_write_of_the_whole_cluster_copies_nothing() {
+        let mut w = Write::new(Durability::Volatile, Coverage::Whole, Level(1));
+        w.next(found(below(), true));
+        w.next(found(below(), true));
+        let write = Action::WriteData {
+            at: AT,
+            durable: false,
+        };
+        assert_eq!(w.next(Event::Slot(AT)), write);
     }
 }
