@@ -32,49 +32,69 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Reads the indexes of the deltas, base first, into one map.
+    /// Reads the indexes of the deltas, base first, into one map: higher levels hide lower ones.
     pub(crate) fn load(deltas: KVec<Arc<Delta>>, device: u32) -> Result<Self> {
         let last = deltas.last().ok_or(ENOENT)?;
         let top = Level(u8::try_from(deltas.len() - 1).map_err(|_| EINVAL)?);
-        let (cluster, size) = (last.format().cluster(), last.format().size_sectors());
+        let (cluster, size_sectors) = (last.format().cluster(), last.format().size_sectors());
         let (map, end) = match last.format() {
+            // Only the base can be raw, so it is alone.
             Format::Raw(_) => (None, 0),
-            Format::Ploop1(_) => {
-                let (map, end) = Self::read_map(last, top, device)?;
+            Format::Ploop1(format) => {
+                let (map, end) = Self::read_maps(&deltas, format.header().nr_entries, device)?;
                 (Some(map), end)
             }
         };
         Ok(Self {
             top,
             cluster,
-            size_sectors: size,
+            size_sectors,
             map,
             end,
             deltas,
         })
     }
 
-    fn read_map(delta: &Delta, level: Level, device: u32) -> Result<(SparseWords, u32)> {
-        let Format::Ploop1(format) = delta.format() else {
-            return Err(EINVAL);
-        };
-        let nr_clusters = u64::from(format.header().nr_entries);
+    fn read_maps(
+        deltas: &KVec<Arc<Delta>>,
+        nr_clusters: u32,
+        device: u32,
+    ) -> Result<(SparseWords, u32)> {
+        let len = u64::from(nr_clusters);
         // All of it, though only what is mapped takes memory: a write must not be what finds out.
-        let need = SparseWords::directory_bytes(nr_clusters) + nr_clusters * WORD_BYTES;
+        let need = SparseWords::directory_bytes(len) + len * WORD_BYTES;
         check_memory(need, device)?;
-        let map = SparseWords::new(nr_clusters)?;
-        let usage = delta.scan_index(device, |cluster, at| {
-            let word = map.get_or_alloc(cluster.0)?;
-            let place = Place::Slot { level, at };
-            word.store(Word::default().with_place(place).bits(), Relaxed);
-            Ok(())
-        })?;
-        Ok((map, usage.end))
+        let map = SparseWords::new(len)?;
+        let mut end = 0;
+        for (delta, level) in deltas.iter().zip(0u8..) {
+            end = delta.scan(device, |cluster, at| {
+                // An index may have entries behind the end of its disk.
+                if cluster.0 >= nr_clusters {
+                    return Ok(());
+                }
+                let level = Level(level);
+                let place = Place::Slot { level, at };
+                let word = map.get_or_alloc(cluster.0)?;
+                word.store(Word::default().with_place(place).bits(), Relaxed);
+                Ok(())
+            })?;
+        }
+        Ok((map, end))
     }
 
     /// The top delta.
     pub(crate) fn top(&self) -> Option<&Delta> {
         self.deltas.last().map(|d| &**d)
+    }
+
+    /// The delta of a level.
+    pub(crate) fn delta(&self, level: Level) -> Option<&Delta> {
+        self.deltas.get(usize::from(level.0)).map(|d| &**d)
+    }
+
+    /// All deltas, base first.
+    pub(crate) fn deltas(&self) -> impl Iterator<Item = &Delta> {
+        self.deltas.iter().map(|d| &**d)
     }
 
     /// Level of the top delta.

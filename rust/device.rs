@@ -14,7 +14,7 @@ use crate::{
         Chain,
     },
     engine::{Closed, Engine},
-    error::refusal,
+    error::{refusal, Shown},
     io::{lock::Images, Io},
     sys::{
         file::File,
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 use ploop_pure::{
-    abi,
+    abi, chain,
     lifecycle::{admit, Call, State},
 };
 
@@ -160,13 +160,15 @@ impl Device {
             return Err(ENODEV);
         }
         admit(control.state(), Call::AddDelta).map_err(refusal)?;
-        if !control.deltas.is_empty() {
-            // A second level: chains are loaded, shown and written by the level's delta only.
-            return Err(Errno::OpNotSupp.error());
-        }
         let pin = ModulePin::new()?;
         let delta = Arc::new(Delta::open(io, args, &this.images, this.index)?, GFP_KERNEL)?;
         let level = control.deltas.len();
+        if let Some(below) = control.deltas.last() {
+            chain::admit(level, &below.member(), &delta.member()).map_err(|misfit| {
+                pr_err!("ploop{}: image refused: {}\n", this.index, Shown(misfit));
+                EINVAL
+            })?;
+        }
         let added = control
             .folders
             .add_delta(level)
@@ -177,7 +179,7 @@ impl Device {
             this.forget(&mut control, level);
             return Err(e);
         }
-        control.pin = Some(pin);
+        control.pin.get_or_insert(pin);
         let mut view = this.view.lock();
         view.version = delta.format().version();
         view.cluster_sectors = delta.format().cluster().sectors();
@@ -286,13 +288,29 @@ impl Device {
         Ok(())
     }
 
-    /// DEL_DELTA of a stopped device.
+    /// DEL_DELTA of a stopped device: the levels above move down by one.
     pub(crate) fn del_delta(&self, level: u32) -> Result {
         let mut control = self.control.lock();
         admit(control.state(), Call::DelDelta(level)).map_err(refusal)?;
-        // There is one level, and `admit` has found it.
-        self.drop_from(&mut control, 0);
-        Ok(())
+        let level = usize::try_from(level).map_err(|_| ENOENT)?;
+        let delta = control.deltas.get(level).ok_or(ENOENT)?;
+        if !delta.is_spoiled() {
+            // On failure the mark stays, which is what it is for.
+            let _ = delta.unmark_unused();
+        }
+        if control.deltas.len() == 1 {
+            self.forget(&mut control, 0);
+            return Ok(());
+        }
+        // Folders are named by level: those from this one on are made anew.
+        control.folders.truncate(level);
+        control.deltas.remove(level).map_err(|_| ENOENT)?;
+        let nr = control.deltas.len();
+        {
+            let mut infos = self.infos.lock();
+            infos.remove(level).map_err(|_| ENOENT)?;
+        }
+        (level..nr).try_for_each(|level| control.folders.add_delta(level))
     }
 
     fn drop_from(&self, control: &mut Control, keep: usize) {

@@ -9,6 +9,7 @@
 //! memory allocation; `commit` ([`index_wb`]) is a mutex held across the I/O of a commit, with
 //! `slow` inside it.
 
+mod cow;
 pub(crate) mod index_wb;
 mod lockout;
 mod space;
@@ -25,19 +26,21 @@ use crate::{
 };
 use ploop_pure::{
     alloc::Alloc,
-    flow::{self, Action, Durability, Event, Write},
+    flow::{self, Action, Coverage, Durability, Event, Write},
     index::DirtyPages,
     map::Place,
-    units::{Cluster, ImageCluster},
+    units::{Cluster, ImageCluster, Level},
 };
+
+use cow::Copy;
 
 /// What a request is waiting for when its handler is called.
 #[derive(Clone, Copy)]
 enum Phase {
     /// Nothing: it has just arrived.
     New,
-    /// The rest of its data is to be moved, from or to this byte of the image.
-    Moving { pos: u64, sync: Sync },
+    /// The rest of its data is to be moved, from or to this byte of a delta's image.
+    Moving { level: Level, pos: u64, sync: Sync },
     /// This step of its write.
     Act(Action),
     /// Nothing more: it ends with success.
@@ -88,6 +91,10 @@ struct Slow<D: Disk> {
     lock_waiters: RequestList<D>,
     /// Writes that wait for a slot; each holds its cluster's lock.
     space_waiters: RequestList<D>,
+    /// Buffers for copies from lower deltas that are free.
+    copy_bufs: KVec<PageBuf>,
+    /// Writes that wait for a buffer; each holds its cluster's lock and a slot.
+    copy_waiters: RequestList<D>,
     /// Flushes and writes with FUA that wait for a commit.
     commit_waiters: RequestList<D>,
 }
@@ -170,6 +177,12 @@ impl<D: Disk> Engine<D> {
             dirty: DirtyPages::new(nr_pages).map_err(crate::error::errno)?,
             lock_waiters: RequestList::new(),
             space_waiters: RequestList::new(),
+            copy_bufs: if chain.top_level() == Level(0) {
+                KVec::new()
+            } else {
+                cow::buffers()?
+            },
+            copy_waiters: RequestList::new(),
             commit_waiters: RequestList::new(),
         };
         let pages = PageBuf::new(ploop_pure::index::BATCH_MAX)?;
@@ -212,7 +225,7 @@ impl<D: Disk> Engine<D> {
                     Op::Other => rq.end(Err(Errno::OpNotSupp.error())),
                 }
             }
-            Phase::Moving { pos, sync } => self.submit(rq, pos, sync),
+            Phase::Moving { level, pos, sync } => self.submit(rq, level, pos, sync),
             Phase::Act(action) => self.act(rq, action),
             Phase::Done => rq.end(Ok(())),
             Phase::Failed => self.fail(rq),
@@ -274,27 +287,27 @@ impl<D: Disk> Engine<D> {
                 rq.zero_fill();
                 rq.end(Ok(()));
             }
-            // There is only the top so far.
-            Place::Slot { level: _, at } => {
+            Place::Slot { level, at } => {
                 let pos = self.chain.cluster().offset(at) + u64::from(within);
-                self.submit(rq, pos, Sync::No);
+                self.submit(rq, level, pos, Sync::No);
             }
         }
     }
 
-    /// Moves the data that is left, to or from the place of the request's first byte, `pos`.
-    fn submit(&self, mut rq: Request<D>, pos: u64, sync: Sync) {
-        let Some(top) = self.chain.top() else {
+    /// Moves the data that is left, to or from the place of the request's first byte: `pos` in the
+    /// image of `level`.
+    fn submit(&self, mut rq: Request<D>, level: Level, pos: u64, sync: Sync) {
+        let Some(delta) = self.chain.delta(level) else {
             return rq.end(Err(EIO));
         };
         let cmd = rq.pdu();
-        cmd.phase = Phase::Moving { pos, sync };
+        cmd.phase = Phase::Moving { level, pos, sync };
         let moved = cmd.moved;
         let end = pos.saturating_add(rq.len() as u64);
-        if rq.op() == Op::Write && top.io().ends_before(end) {
+        if rq.op() == Op::Write && delta.io().ends_before(end) {
             return Self::io_done(rq, Err(EIO));
         }
-        top.io().submit(rq, pos + moved as u64, moved, sync);
+        delta.io().submit(rq, pos + moved as u64, moved, sync);
     }
 
     fn write(self: &Arc<Self>, mut rq: Request<D>) {
@@ -302,16 +315,21 @@ impl<D: Disk> Engine<D> {
         if !may_write || self.is_poisoned() {
             return rq.end(Err(EIO));
         }
-        let cluster = match self.cluster_of(&rq) {
-            Ok((c, _)) => c,
+        let (cluster, within) = match self.cluster_of(&rq) {
+            Ok(c) => c,
             Err(e) => return rq.end(Err(e)),
+        };
+        let coverage = if within == 0 && rq.len() as u64 == self.chain.cluster().bytes() {
+            Coverage::Whole
+        } else {
+            Coverage::Part
         };
         let durability = if rq.is_fua() {
             Durability::Fua
         } else {
             Durability::Volatile
         };
-        let mut write = Write::new(durability, self.chain.top_level());
+        let mut write = Write::new(durability, coverage, self.chain.top_level());
         let action = write.next(self.found(cluster, durability));
         rq.pdu().write = Some(write);
         self.act(rq, action);
@@ -356,6 +374,16 @@ impl<D: Disk> Engine<D> {
                     }
                     None => return,
                 },
+                Action::CopyBelow { level, from, to } => {
+                    let copy = Copy { level, from, to };
+                    match self.copy_below(rq, copy, within) {
+                        Some((r, event)) => {
+                            rq = r;
+                            event
+                        }
+                        None => return,
+                    }
+                }
                 Action::WriteData { at, durable } => {
                     return self.write_data(rq, at, within, durable);
                 }
@@ -404,7 +432,8 @@ impl<D: Disk> Engine<D> {
 
     fn write_data(&self, rq: Request<D>, at: ImageCluster, within: u32, durable: bool) {
         let pos = self.chain.cluster().offset(at) + u64::from(within);
-        self.submit(rq, pos, if durable { Sync::Data } else { Sync::No });
+        let sync = if durable { Sync::Data } else { Sync::No };
+        self.submit(rq, self.chain.top_level(), pos, sync);
     }
 
     fn flush(self: &Arc<Self>, rq: Request<D>) {

@@ -4,10 +4,10 @@
 use crate::sys::prelude::*;
 use ploop_pure::{check::Problem, lifecycle::Refusal};
 
-/// A problem, to be printed: the kernel has a `Display` of its own.
-pub(crate) struct Shown(pub(crate) Problem);
+/// A fault of pure code, to be printed: the kernel has a `Display` of its own.
+pub(crate) struct Shown<T>(pub(crate) T);
 
-impl fmt::Display for Shown {
+impl<T: core::fmt::Display> fmt::Display for Shown<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         core::fmt::Display::fmt(&self.0, f)
     }

@@ -22,6 +22,7 @@ use crate::{
 use core::ops::Range;
 use ploop_pure::{
     abi,
+    chain::{self, Member},
     check::{BatScan, Length, Problem, Usage},
     layout::ploop1::Header,
     units::{Cluster, ImageCluster, INDEX_PAGE_BYTES},
@@ -29,6 +30,8 @@ use ploop_pure::{
 
 /// Index pages read at once.
 const READ_PAGES: usize = 32;
+/// Clusters of a raw image between two looks at whether the caller is to die.
+const SCAN_STEP: u32 = 1 << 16;
 /// Longest path that is shown.
 const PATH_BYTES: usize = 1024;
 
@@ -146,6 +149,40 @@ impl Delta {
     /// Whether the delta could not be closed cleanly.
     pub(crate) fn is_spoiled(&self) -> bool {
         self.is_spoiled.load(Relaxed)
+    }
+
+    /// Gives `sink` every cluster that this delta holds. Returns one past the highest slot in use.
+    pub(crate) fn scan(
+        &self,
+        device: u32,
+        mut sink: impl FnMut(Cluster, ImageCluster) -> Result,
+    ) -> Result<u32> {
+        match &self.format {
+            Format::Ploop1(_) => Ok(self.scan_index(device, sink)?.end),
+            Format::Raw(raw) => {
+                let nr = raw.nr_clusters();
+                for cluster in 0..nr {
+                    if cluster % SCAN_STEP == 0 && sys::is_killed() {
+                        return Err(EINTR);
+                    }
+                    sink(Cluster(cluster), ImageCluster(cluster))?;
+                }
+                Ok(nr)
+            }
+        }
+    }
+
+    /// What matters of this delta to its neighbours.
+    pub(crate) fn member(&self) -> Member {
+        Member {
+            kind: match &self.format {
+                Format::Raw(_) => chain::Kind::Raw,
+                Format::Ploop1(f) => chain::Kind::Ploop1(f.header().version),
+            },
+            cluster: self.format.cluster(),
+            size_sectors: self.format.size_sectors(),
+            is_writable: self.is_writable(),
+        }
     }
 
     /// Reads the whole index and judges every entry. `sink` gets each cluster that is mapped. The

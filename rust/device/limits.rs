@@ -30,10 +30,12 @@ const IO_OPT_MAX: u64 = 4 << 20;
 pub(super) fn limits(engine: &Engine<Device>) -> Limits {
     let chain = &engine.chain;
     let cluster = chain.cluster();
-    let align = chain.top().map(|top| top.io().align());
+    // What suits all images.
+    let offset = chain.deltas().map(|d| d.io().align().offset).max();
+    let memory = chain.deltas().map(|d| d.io().align().memory).max();
     Limits {
-        logical_block: align.map_or(512, |a| a.offset),
-        memory_align: align.map_or(512, |a| a.memory),
+        logical_block: offset.unwrap_or(512),
+        memory_align: memory.unwrap_or(512),
         // One request touches one cluster, unless clusters do not matter.
         chunk_sectors: if chain.is_identity() {
             0

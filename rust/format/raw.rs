@@ -8,6 +8,7 @@ use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
 pub(crate) struct Raw {
     cluster: ClusterSize,
     size_sectors: u64,
+    nr_clusters: u32,
 }
 
 impl Raw {
@@ -19,16 +20,22 @@ impl Raw {
         if size_sectors == 0 {
             return Err(EINVAL);
         }
-        u32::try_from(cluster.ceil(len)).map_err(|_| EFBIG)?;
+        let nr_clusters = u32::try_from(cluster.ceil(len)).map_err(|_| EFBIG)?;
         Ok(Self {
             cluster,
             size_sectors,
+            nr_clusters,
         })
     }
 
     /// Size of the disk in sectors: all whole sectors of the file.
     pub(crate) fn size_sectors(&self) -> u64 {
         self.size_sectors
+    }
+
+    /// Clusters of the disk, the last of which may be a part.
+    pub(crate) fn nr_clusters(&self) -> u32 {
+        self.nr_clusters
     }
 
     /// Cluster size, as the caller of ADD_DELTA said it.

@@ -14,6 +14,7 @@
 
 pub mod abi;
 pub mod alloc;
+pub mod chain;
 pub mod check;
 pub mod commit;
 pub mod error;

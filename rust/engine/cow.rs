@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Copy on write: a slot of the top is completed from the lower delta that holds the cluster.
+//!
+//! The copy goes through a few buffers that the engine has from the start; who finds none waits
+//! for one. What reads as zeros is not written: a slot that was just taken reads as zeros too.
+
+use super::{lockout::wake, Disk, Engine, Phase};
+use crate::sys::{
+    mq::{Request, RequestList},
+    pages::{PageBuf, PAGE_BYTES},
+    prelude::*,
+};
+use core::ops::Range;
+use ploop_pure::{
+    flow::{Action, Event},
+    units::{ImageCluster, Level},
+};
+
+/// Copies made at the same time.
+pub(super) const COPIES_MAX: usize = 4;
+/// Pages of a buffer.
+const BUF_PAGES: usize = 64;
+
+/// The buffers of a chain that has lower deltas.
+pub(super) fn buffers() -> Result<KVec<PageBuf>> {
+    let mut bufs = KVec::with_capacity(COPIES_MAX, GFP_KERNEL)?;
+    for _ in 0..COPIES_MAX {
+        bufs.push(PageBuf::new(BUF_PAGES)?, GFP_KERNEL)?;
+    }
+    Ok(bufs)
+}
+
+/// A copy to be made.
+#[derive(Clone, Copy)]
+pub(super) struct Copy {
+    /// The lower delta.
+    pub(super) level: Level,
+    /// Its slot.
+    pub(super) from: ImageCluster,
+    /// The slot of the top.
+    pub(super) to: ImageCluster,
+}
+
+impl<D: Disk> Engine<D> {
+    /// Copies what `rq` does not cover of its cluster; it covers `len` bytes from `within` on.
+    /// `None` if `rq` now waits for a buffer: its handler is called again when one is free.
+    pub(super) fn copy_below(
+        &self,
+        mut rq: Request<D>,
+        copy: Copy,
+        within: u32,
+    ) -> Option<(Request<D>, Event)> {
+        let mut buf = {
+            let mut slow = self.slow.lock();
+            match slow.copy_bufs.pop() {
+                Some(buf) => buf,
+                None => {
+                    let Copy { level, from, to } = copy;
+                    rq.pdu().phase = Phase::Act(Action::CopyBelow { level, from, to });
+                    slow.copy_waiters.push_back(rq);
+                    return None;
+                }
+            }
+        };
+        let size = self.chain.cluster().bytes();
+        let start = u64::from(within);
+        let end = start + rq.len() as u64;
+        // Whole pages: the write's own part is written after this.
+        let page = PAGE_BYTES as u64;
+        let head = 0..start.next_multiple_of(page);
+        let tail = (end - end % page)..size;
+        let copied = self
+            .copy_range(copy, head, &mut buf)
+            .and_then(|()| self.copy_range(copy, tail, &mut buf));
+        self.give_buffer_back(buf);
+        let event = match copied {
+            Ok(()) => Event::Ok,
+            Err(e) => {
+                rq.pdu().error = e;
+                Event::Failed
+            }
+        };
+        Some((rq, event))
+    }
+
+    fn give_buffer_back(&self, buf: PageBuf) {
+        let mut woken = RequestList::new();
+        {
+            let mut slow = self.slow.lock();
+            // It was taken from there, so there is room.
+            let _ = slow.copy_bufs.push_within_capacity(buf);
+            if let Some(rq) = slow.copy_waiters.pop_front() {
+                woken.push_back(rq);
+            }
+        }
+        wake(woken);
+    }
+
+    /// Copies `range` of the cluster, in bytes, whole pages.
+    fn copy_range(&self, copy: Copy, range: Range<u64>, buf: &mut PageBuf) -> Result {
+        let lower = self.chain.delta(copy.level).ok_or(EIO)?;
+        let top = self.chain.top().ok_or(EIO)?;
+        let size = self.chain.cluster();
+        let (from, to) = (size.offset(copy.from), size.offset(copy.to));
+        let mut at = range.start;
+        while at < range.end {
+            let left = (range.end - at) as usize / PAGE_BYTES;
+            let nr = left.min(buf.len());
+            if lower.io().read(from + at, buf, 0..nr)? != nr * PAGE_BYTES {
+                return Err(EIO);
+            }
+            let mut idx = 0;
+            while idx < nr {
+                let is_zero = |i: &usize| buf.page(*i).is_none_or(|p| p.iter().all(|b| *b == 0));
+                let first = (idx..nr).find(|i| !is_zero(i)).unwrap_or(nr);
+                let end = (first..nr).find(is_zero).unwrap_or(nr);
+                if first < end {
+                    let pos = to + at + (first * PAGE_BYTES) as u64;
+                    top.io().write(pos, buf, first..end)?;
+                }
+                idx = end;
+            }
+            at += (nr * PAGE_BYTES) as u64;
+        }
+        Ok(())
+    }
+}
