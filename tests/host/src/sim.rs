@@ -3,6 +3,9 @@
 //! on a model disk, one action at a time in an order drawn from a seed, and between any two
 //! actions the power is cut. What is found then must be a sound image that holds every promise.
 //!
+//! Below the image may lie another one, a lower delta that is only read: its contents are known by
+//! heart, and durable.
+//!
 //! Now and then the image found is attached again and used on.
 
 pub mod blocks;
@@ -17,9 +20,17 @@ use engine::Engine;
 use guest::Guest;
 use ploop_pure::check::{BatScan, Length, Problem};
 use ploop_pure::layout::ploop1::{Header, Mark, RawHeader, Version, HEADER_BYTES, HEADER_SLOTS};
-use ploop_pure::units::{Cluster, ClusterSize, ImageCluster};
+use ploop_pure::map::Place;
+use ploop_pure::units::{Cluster, ClusterSize, ImageCluster, Level};
 use zerocopy::little_endian::U32;
 use zerocopy::FromBytes;
+
+/// The level of the image.
+const TOP: Level = Level(1);
+/// The level of the lower delta.
+const BELOW: Level = Level(0);
+/// Stamps from here on are the lower delta's.
+const BELOW_STAMPS: Stamp = 1 << 30;
 
 /// An executor that breaks a rule on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +49,8 @@ pub enum Fault {
     MarkUnsynced,
     /// The mark is cleared before the index is durable.
     MarkClearedEarly,
+    /// A slot is published while the copy from the lower delta is still being written to it.
+    PublishBeforeCopy,
 }
 
 /// One workload.
@@ -49,6 +62,10 @@ pub struct Config {
     pub nr_entries: u32,
     /// Clusters written to, spread over the disk.
     pub nr_clusters: usize,
+    /// A lower delta holds every other one of them.
+    pub below: bool,
+    /// Writes of a whole cluster among writes.
+    pub whole_percent: u64,
     /// Sectors that the disk keeps or loses at once, and the guest's block: 1 or 8.
     pub piece_sectors: usize,
     /// Requests between attach and detach or crash.
@@ -78,6 +95,8 @@ impl Config {
             version: Version::V2,
             nr_entries: 2500,
             nr_clusters: 12,
+            below: true,
+            whole_percent: 6,
             piece_sectors: 1,
             requests: 60,
             in_flight: 5,
@@ -104,6 +123,29 @@ impl Config {
     pub fn cluster(&self, i: usize) -> Cluster {
         let step = self.nr_entries / self.nr_clusters as u32;
         Cluster(i as u32 * step + (i as u32 * 7) % step.max(1))
+    }
+
+    /// Where cluster `i` of the workload is while the top does not hold it.
+    fn place_below(&self, i: usize) -> Place {
+        if !self.below || i % 2 == 1 {
+            return Place::Hole;
+        }
+        // Not in the order of the clusters, so that a mistaken slot shows.
+        let at = ImageCluster((self.nr_clusters - i) as u32);
+        Place::Slot { level: BELOW, at }
+    }
+
+    /// What sector `s` of a slot of the lower delta holds.
+    fn stamp_below(&self, at: ImageCluster, s: usize) -> Stamp {
+        BELOW_STAMPS + at.0 * Self::cluster_size() + s as Stamp
+    }
+
+    /// Sector `s` of cluster `i`, if the top does not hold it.
+    fn read_below(&self, i: usize, s: usize) -> Stamp {
+        match self.place_below(i) {
+            Place::Slot { at, .. } => self.stamp_below(at, s),
+            Place::Hole => 0,
+        }
     }
 }
 
@@ -213,9 +255,12 @@ impl Run<'_> {
         let places = &found.places;
         let nr = self.cfg.cluster_sectors();
         let mut read = Vec::new();
-        for place in places {
+        for (i, place) in places.iter().enumerate() {
             for s in 0..nr {
-                read.push(place.map_or(0, |at| image.get(at.0 as usize * nr + s)));
+                read.push(match place {
+                    Some(at) => image.get(at.0 as usize * nr + s),
+                    None => self.cfg.read_below(i, s),
+                });
             }
         }
         Guest::new(places.len(), nr, &read)
@@ -304,8 +349,9 @@ impl Run<'_> {
         let nr = self.cfg.cluster_sectors();
         for (cluster, place) in found.places.iter().enumerate() {
             let first = place.map(|at| at.0 as usize * nr);
-            e.guest.judge(cluster, place.is_some(), |s| {
-                first.map_or(0, |first| image.get(first + s))
+            e.guest.judge(cluster, place.is_some(), |s| match first {
+                Some(first) => image.get(first + s),
+                None => self.cfg.read_below(cluster, s),
             })?;
         }
         Ok(found)

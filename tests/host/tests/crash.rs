@@ -49,6 +49,16 @@ fn no_power_cut_breaks_a_promise() {
     sound(&Config::usual(), 150, 100_000);
 }
 
+/// A chain of one: whatever is not in the image reads as zeros.
+#[test]
+fn nothing_below() {
+    let cfg = Config {
+        below: false,
+        ..Config::usual()
+    };
+    sound(&cfg, 60, 40_000);
+}
+
 #[test]
 fn version_1_on_a_4k_disk() {
     let cfg = Config {
@@ -125,4 +135,9 @@ fn an_unsynced_mark_is_noticed() {
 #[test]
 fn a_mark_cleared_early_is_noticed() {
     noticed(Fault::MarkClearedEarly, |_| ());
+}
+
+#[test]
+fn a_copy_after_the_publication_is_noticed() {
+    noticed(Fault::PublishBeforeCopy, |_| ());
 }

@@ -57,6 +57,11 @@ fn skip_flush_is_noticed() {
     is_noticed("skip_flush");
 }
 
+#[test]
+fn skip_copy_is_noticed() {
+    is_noticed("skip_copy");
+}
+
 /// The same command without a mutant finds nothing.
 #[test]
 fn the_real_machines_pass() {

@@ -3,20 +3,20 @@
 //! time. It decides nothing that they decide; what it adds (who waits for what, how the file
 //! grows, when a returned slot is clean) is written as `docs/architecture.md` has it.
 
+mod commits;
+
 use super::blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
 use super::disk::{Covered, Disk, OpId, Stamp};
 use super::guest::{Guest, Promise, Range};
-use super::{Config, Fault, Found};
+use super::{Config, Fault, Found, TOP};
 use crate::rng::Rng;
 use ploop_pure::alloc::{Alloc, Take};
 use ploop_pure::commit::{self, Commit};
-use ploop_pure::flow::{self, Durability, Write};
+use ploop_pure::flow::{self, Coverage, Durability, Write};
 use ploop_pure::index::DirtyPages;
 use ploop_pure::layout::ploop1::{locate, page_range, Header, HEADER_SLOTS, PAGE_SLOTS};
 use ploop_pure::map::{Place, Word};
-use ploop_pure::units::{ImageCluster, Level};
-
-const TOP: Level = Level(0);
+use ploop_pure::units::ImageCluster;
 
 #[derive(Debug)]
 enum Job {
@@ -79,6 +79,7 @@ enum Choice {
     Commit,
     WriteBack,
     Space,
+    LateCopy,
 }
 
 /// One attached image.
@@ -97,6 +98,8 @@ pub struct Engine<'a> {
     /// Copies of the pages in flight.
     copies: Vec<(u32, [Stamp; PAGE_SECTORS])>,
     making: Option<Making>,
+    /// Copies from the lower delta that nobody waits for: a fault.
+    late: Vec<OpId>,
     pub(super) requests_left: u32,
     /// The first stamp not used.
     pub(super) next_stamp: Stamp,
@@ -115,12 +118,15 @@ impl<'a> Engine<'a> {
         next_stamp: Stamp,
     ) -> Self {
         let (header, end) = (found.header, found.end);
-        let word = |at: &Option<ImageCluster>| match at {
-            Some(at) => Word::default().with_place(Place::Slot {
-                level: TOP,
-                at: *at,
-            }),
-            None => Word::default(),
+        let word = |(i, at): (usize, &Option<ImageCluster>)| {
+            let place = match at {
+                Some(at) => Place::Slot {
+                    level: TOP,
+                    at: *at,
+                },
+                None => cfg.place_below(i),
+            };
+            Word::default().with_place(place)
         };
         let len = disk.live().len / cfg.cluster_sectors();
         let max = header.slots_max().min(end.max(cfg.slots_max));
@@ -130,13 +136,14 @@ impl<'a> Engine<'a> {
             disk,
             guest,
             blocks,
-            map: found.places.iter().map(word).collect(),
+            map: found.places.iter().enumerate().map(word).collect(),
             alloc: Alloc::new(header.cluster, end, len as u32, max).expect("memory"),
             dirty: DirtyPages::new(header.nr_pages()).expect("memory"),
             tasks: Vec::new(),
             commit: None,
             copies: Vec::new(),
             making: None,
+            late: Vec::new(),
             requests_left: cfg.requests,
             next_stamp,
             is_poisoned: false,
@@ -169,6 +176,9 @@ impl<'a> Engine<'a> {
         } else if !self.dirty.is_clean() && rng.chance(5) {
             choices.push(Choice::WriteBack);
         }
+        if !self.late.is_empty() {
+            choices.push(Choice::LateCopy);
+        }
         if choices.is_empty() {
             return match self.tasks.first() {
                 None => Ok(false),
@@ -182,6 +192,10 @@ impl<'a> Engine<'a> {
                 self.commit(rng)?;
             }
             Choice::Space => self.space(),
+            Choice::LateCopy => {
+                let op = self.late.swap_remove(rng.pick(self.late.len()));
+                self.disk.complete(op);
+            }
         }
         Ok(true)
     }
@@ -199,14 +213,7 @@ impl<'a> Engine<'a> {
             self.tasks.push(Task { job, wait });
             return;
         }
-        let unit = self.cfg.piece_sectors;
-        let units = self.cfg.cluster_sectors() / unit;
-        let first = rng.pick(units.min(6));
-        let range = Range {
-            cluster: rng.pick(self.map.len()),
-            first: first * unit,
-            nr: (1 + rng.pick(3.min(units - first))) * unit,
-        };
+        let range = self.some_range(rng);
         let busy = |t: &Task| matches!(&t.job, Job::Write { range: r, .. } if r.overlaps(&range));
         if self.tasks.iter().any(busy) {
             return;
@@ -217,10 +224,15 @@ impl<'a> Engine<'a> {
         } else {
             Durability::Volatile
         };
+        let coverage = if range.nr == self.cfg.cluster_sectors() {
+            Coverage::Whole
+        } else {
+            Coverage::Part
+        };
         let stamp = self.next_stamp;
         self.next_stamp += 1;
         self.guest.issue(range, stamp);
-        let mut machine = Box::new(Write::new(durability, TOP));
+        let mut machine = Box::new(Write::new(durability, coverage, TOP));
         let action = machine.next(self.found(range.cluster));
         let job = Job::Write {
             machine,
@@ -231,6 +243,24 @@ impl<'a> Engine<'a> {
         };
         let wait = Wait::Ready(action);
         self.tasks.push(Task { job, wait });
+    }
+
+    /// A range to write: some of the first sectors of a cluster, or all of it.
+    fn some_range(&self, rng: &mut Rng) -> Range {
+        let cluster = rng.pick(self.map.len());
+        let unit = self.cfg.piece_sectors;
+        let units = self.cfg.cluster_sectors() / unit;
+        let (first, nr) = if rng.chance(self.cfg.whole_percent) {
+            (0, units)
+        } else {
+            let first = rng.pick(units.min(6));
+            (first, 1 + rng.pick(3.min(units - first)))
+        };
+        Range {
+            cluster,
+            first: first * unit,
+            nr: nr * unit,
+        }
     }
 
     fn found(&self, cluster: usize) -> flow::Event {
@@ -296,6 +326,7 @@ impl<'a> Engine<'a> {
                 Take::NeedSpace => self.tasks[i].wait = Wait::Space,
                 Take::Full => self.event(i, flow::Event::Failed),
             },
+            flow::Action::CopyBelow { from, to, .. } => self.copy_below(i, range, from, to),
             flow::Action::WriteData { at, durable } => {
                 self.write_data(i, range, stamp, at, durable)
             }
@@ -334,6 +365,26 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
+    /// Writes to the slot `to` what a slot of the lower delta holds around `range`.
+    fn copy_below(&mut self, i: usize, range: Range, from: ImageCluster, to: ImageCluster) {
+        let nr = self.cfg.cluster_sectors();
+        let rest = |sectors: std::ops::Range<usize>| -> Vec<Stamp> {
+            sectors.map(|s| self.cfg.stamp_below(from, s)).collect()
+        };
+        let (before, after) = (rest(0..range.first), rest(range.sectors().end..nr));
+        let first = to.0 as usize * nr;
+        let op = self.disk.write(first, &before);
+        let op = self
+            .disk
+            .write_more(op, first + range.sectors().end, &after);
+        if self.cfg.fault == Fault::PublishBeforeCopy {
+            self.late.push(op);
+            return self.event(i, flow::Event::Ok);
+        }
+        let durable = false;
+        self.tasks[i].wait = Wait::Io { op, durable };
+    }
+
     fn write_data(
         &mut self,
         i: usize,
@@ -347,21 +398,20 @@ impl<'a> Engine<'a> {
         self.tasks[i].wait = Wait::Io { op, durable };
     }
 
-    /// A reader after the completion of a write sees its data.
+    /// A reader after the completion of a write sees its data, and around it what was there.
     fn read_back(&self, range: Range, stamp: Stamp) -> Result<(), String> {
-        let Place::Slot { at, .. } = self.map[range.cluster].place() else {
+        let Place::Slot { at, level: TOP } = self.map[range.cluster].place() else {
             return Err(format!("{range:?} was written but is not mapped"));
         };
+        let first = at.0 as usize * self.cfg.cluster_sectors();
+        let read = |s| self.disk.live().get(first + s);
         for s in range.sectors() {
-            let have = self
-                .disk
-                .live()
-                .get(at.0 as usize * self.cfg.cluster_sectors() + s);
+            let have = read(s);
             if have != stamp {
                 return Err(format!("{range:?} reads {have} after a write of {stamp}"));
             }
         }
-        Ok(())
+        self.guest.judge(range.cluster, true, read)
     }
 
     fn unlock(&mut self, cluster: usize) {
@@ -418,117 +468,6 @@ impl<'a> Engine<'a> {
         Some(Making::Longer { op, to })
     }
 
-    /// One step of the commit; starts one if none runs. True when it has ended.
-    pub fn commit(&mut self, rng: &mut Rng) -> Result<bool, String> {
-        let Some((mut machine, doing)) = self.commit.take() else {
-            let (machine, action) = Commit::start();
-            for t in &mut self.tasks {
-                if matches!(t.wait, Wait::NextCommit) {
-                    t.wait = Wait::ThisCommit;
-                }
-            }
-            self.commit = Some((machine, Committing::Ready(action)));
-            return Ok(false);
-        };
-        let doing = match doing {
-            Committing::Ready(commit::Action::Copy { cursor }) => {
-                let next = self.dirty.take_batch(cursor);
-                self.copies.clear();
-                let pages = Vec::from(self.dirty.batch());
-                for page in pages {
-                    let copy = self.page(page);
-                    self.copies.push((page, copy));
-                }
-                let nr = self.copies.len();
-                Committing::Ready(machine.next(commit::Event::Copied { nr, next }))
-            }
-            Committing::Ready(commit::Action::SyncData) => {
-                Committing::Syncing(self.disk.sync_start(), false)
-            }
-            Committing::Ready(commit::Action::SyncIndex) => {
-                Committing::Syncing(self.disk.sync_start(), true)
-            }
-            Committing::Syncing(covered, is_index) => {
-                let event = if rng.chance(self.cfg.sync_fail_percent) {
-                    self.disk.sync_fail(covered, rng);
-                    commit::Event::Failed
-                } else {
-                    self.disk.sync_end(covered);
-                    commit::Event::Ok
-                };
-                if is_index && event == commit::Event::Ok {
-                    self.dirty.settle(true);
-                }
-                Committing::Ready(machine.next(event))
-            }
-            Committing::Ready(commit::Action::WriteIndex) => {
-                Committing::Writing(self.write_index())
-            }
-            Committing::Writing(op) => {
-                self.disk.complete(op);
-                Committing::Ready(machine.next(commit::Event::Ok))
-            }
-            Committing::Ready(commit::Action::Done) => {
-                self.commit_ended(true);
-                return Ok(true);
-            }
-            Committing::Ready(commit::Action::Fail) => {
-                self.dirty.settle(false);
-                self.is_poisoned = true;
-                self.commit_ended(false);
-                return Ok(true);
-            }
-        };
-        self.commit = Some((machine, doing));
-        Ok(false)
-    }
-
-    fn commit_ended(&mut self, ok: bool) {
-        let mut i = 0;
-        while i < self.tasks.len() {
-            if !matches!(self.tasks[i].wait, Wait::ThisCommit) {
-                i += 1;
-                continue;
-            }
-            match &self.tasks[i].job {
-                Job::Flush { promise } => {
-                    if ok {
-                        self.guest.flush_done(promise);
-                    }
-                    self.tasks.remove(i);
-                }
-                Job::Write { .. } => {
-                    let event = if ok {
-                        flow::Event::Ok
-                    } else {
-                        flow::Event::Failed
-                    };
-                    self.event(i, event);
-                    i += 1;
-                }
-            }
-        }
-    }
-
-    /// Writes the copies. All pages of a batch are one operation, torn anywhere.
-    fn write_index(&mut self) -> OpId {
-        if self.cfg.fault == Fault::CopyLate {
-            for (page, _) in std::mem::take(&mut self.copies) {
-                let copy = self.page(page);
-                self.copies.push((page, copy));
-            }
-        }
-        let mut op = None;
-        for (page, copy) in &self.copies {
-            let first = *page as usize * PAGE_SECTORS;
-            op = Some(match op {
-                None => self.disk.write(first, copy),
-                Some(op) => self.disk.write_more(op, first, copy),
-            });
-        }
-        op.unwrap_or_else(|| self.disk.write(0, &[]))
-    }
-
     /// A copy of an index page as it is in memory.
     pub fn page(&mut self, page: u32) -> [Stamp; PAGE_SECTORS] {
         let mut words = [0; PAGE_SLOTS as usize];
@@ -538,7 +477,7 @@ impl<'a> Engine<'a> {
         let (first, end) = page_range(page);
         for (i, word) in self.map.iter().enumerate() {
             let cluster = self.cfg.cluster(i);
-            if let (true, Place::Slot { at, .. }) =
+            if let (true, Place::Slot { at, level: TOP }) =
                 ((first..end).contains(&u64::from(cluster.0)), word.place())
             {
                 words[locate(cluster).1] = self.header.encode_entry(at);
@@ -558,8 +497,9 @@ impl<'a> Engine<'a> {
         self.dirty.is_clean() && self.commit.is_none()
     }
 
-    /// Whether no cluster is mapped.
+    /// Whether the image holds no cluster.
     pub fn is_empty(&self) -> bool {
-        self.map.iter().all(|w| w.place() == Place::Hole)
+        let in_top = |w: &Word| matches!(w.place(), Place::Slot { level: TOP, .. });
+        !self.map.iter().any(in_top)
     }
 }
