@@ -36,6 +36,7 @@ Output:
 Examples:
   ploopctl create -s 10G disk.img        make an image of a 10 GiB disk
   ploopctl attach disk.img               attach it; prints /dev/ploop0
+  ploopctl attach base.img top.img       read base.img, write to top.img
   ploopctl list                          what is attached
   ploopctl detach disk.img               detach it, by image or by device
   ploopctl check disk.img                look for damage; changes nothing
@@ -128,14 +129,21 @@ pub struct CreateArgs {
 /// nothing, which is said on standard error; if data would be lost it is refused, and 'ploopctl
 /// check --repair' is left to you. A raw image must be asked for with -f raw, and may be a block
 /// device.
+///
+/// Several images are a chain, base first: each has what changed since the one before it. What is
+/// written goes to the last one. The others are only read, and never repaired, so that several
+/// devices may share them. They must have one cluster size and one format version, and none may
+/// be smaller than the one before it. With -f raw only the base is raw; it has the cluster size of
+/// the others.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl attach disk.img
   ploopctl attach -r -n 7 disk.img       read-only, as /dev/ploop7
+  ploopctl attach base.img mid.img top.img
   ploopctl attach -f raw /dev/sdb")]
 pub struct AttachArgs {
-    /// Attach read-only; the image file is not changed in any way
+    /// Attach read-only; no image file is changed in any way
     #[arg(short, long)]
     pub read_only: bool,
     /// Refuse an image that needs a repair instead of repairing it
@@ -144,10 +152,11 @@ pub struct AttachArgs {
     /// Attach as /dev/ploopN instead of the first unused one
     #[arg(short = 'n', long, value_name = "N")]
     pub device: Option<u32>,
-    /// Format of the image
+    /// Format of the image; of several, of the first, the base
     #[arg(short, long, value_enum, default_value = "auto")]
     pub format: AttachFormat,
-    /// Cluster size with -f raw: a power of two from 32K to 64M [default: 1M]
+    /// Cluster size with -f raw: a power of two from 32K to 64M [default: 1M, or that of the other
+    /// images]
     #[arg(short = 'b', long, value_name = "SIZE", value_parser = size::parse)]
     pub cluster: Option<u64>,
     /// Text shown with the device, at most 63 bytes
@@ -156,8 +165,9 @@ pub struct AttachArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Path of the image
-    pub image: PathBuf,
+    /// Paths of the images of a chain, base first; most often one
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<PathBuf>,
 }
 
 /// Detach a device cleanly.
@@ -176,6 +186,8 @@ pub struct DetachArgs {
 }
 
 /// List the devices.
+///
+/// The image shown is the one that is written to; --json and 'ploopctl info' show all of a chain.
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Print JSON

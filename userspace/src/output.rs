@@ -4,7 +4,7 @@
 use crate::error::{Code, Error, Result};
 use serde::{Serialize, Serializer};
 use std::io::{self, BufWriter, StdoutLock, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Version of every JSON answer; a key is never renamed or given another meaning within one.
 pub const SCHEMA: u32 = 1;
@@ -49,6 +49,11 @@ pub fn json<T: Serialize>(body: &T) -> Result<()> {
 /// A path in JSON. JSON has only Unicode: bytes of a path that are none become U+FFFD.
 pub fn path<S: Serializer>(path: impl AsRef<Path>, to: S) -> std::result::Result<S::Ok, S::Error> {
     to.serialize_str(&path.as_ref().to_string_lossy())
+}
+
+/// The same for several paths.
+pub fn paths<S: Serializer>(paths: &[PathBuf], to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_seq(paths.iter().map(|p| p.to_string_lossy()))
 }
 
 /// The same for a path that may be missing.

@@ -263,6 +263,78 @@ fn attach_repairs_what_loses_nothing() {
     assert_eq!(fs::read(&image).unwrap(), before);
 }
 
+/// Images that are no chain are refused before the kernel is asked, and nothing is mended.
+#[test]
+fn what_does_not_fit_is_no_chain() {
+    let scratch = Scratch::new("chain");
+    let base = small(&scratch, "base");
+    let top = small(&scratch, "top");
+    put_u32(&top, MARK, IN_USE);
+    let before = fs::read(&top).unwrap();
+    let other = |name: &str, options: &[&str]| scratch.create(name, options);
+    let fine = other("fine", &["-s", "1M", "-b", "32K"]);
+    let old = other("old", &["-s", "1M", "-b", "64K", "--format-version", "1"]);
+    let large = other("large", &["-s", "2M", "-b", "64K"]);
+    let raw = other("raw", &["-f", "raw", "-s", "1M"]);
+    let uneven = other("uneven", &["-f", "raw", "-s", "1000K"]);
+    let marked = small(&scratch, "marked");
+    put_u32(&marked, entry(7), 2);
+    for (below, options, code, words) in [
+        (&fine, &[][..], 38, ["does not fit on", "cluster size"]),
+        (&old, &[], 38, ["does not fit on", "format version"]),
+        (&large, &[], 38, ["does not fit on", "less than"]),
+        (&top, &[], 38, ["top", "given twice"]),
+        (&raw, &[], 11, ["raw", "-f raw"]),
+        (&uneven, &["-f", "raw"], 38, ["uneven", "multiple"]),
+        (&raw, &["-f", "raw", "-b", "1M"], 38, ["fit on", "size"]),
+        (&marked, &[], 41, ["marked is damaged", "--repair"]),
+        (&scratch.path("no"), &[], 4, ["no", "No such file"]),
+    ] {
+        let mut args = vec!["attach"];
+        args.extend(options);
+        args.push(below.to_str().unwrap());
+        on(&top, &args).expect(code).says(&words);
+        assert_eq!(fs::read(&top).unwrap(), before, "{}", below.display());
+    }
+    let base = base.to_str().unwrap();
+    let above = on(&raw, &["attach", base]).expect(11);
+    above.says(&["raw is not a ploop1 image", "the base, can be raw"]);
+    on(&large, &["attach", "-r", base, base])
+        .expect(38)
+        .says(&["given twice"]);
+    let mut many = vec!["attach".to_string(), "-r".into()];
+    many.extend((0..256).map(|n| format!("/nowhere/{n}")));
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    ploopctl(&many).expect(38).says(&["at most 255"]);
+    ploopctl(&["attach"]).expect(38).says(&["IMAGE"]);
+}
+
+/// The images below the top are taken as they are; only where there is no kernel to ask.
+#[test]
+fn only_the_top_of_a_chain_is_repaired() {
+    if Path::new("/dev/ploop-control").exists() {
+        eprintln!("skipped: the ploop module is loaded");
+        return;
+    }
+    let scratch = Scratch::new("chain-repair");
+    let (base, top) = (small(&scratch, "base"), small(&scratch, "top"));
+    put_u32(&base, MARK, IN_USE);
+    put_u32(&top, MARK, IN_USE);
+    let before = fs::read(&base).unwrap();
+    let args = ["attach", base.to_str().unwrap()];
+    on(&top, &args)
+        .expect(2)
+        .says(&["repaired: clear", "modprobe ploop"]);
+    on(&top, &["check"]).expect(0);
+    assert_eq!(fs::read(&base).unwrap(), before);
+    set_len(&base, (5 << 16) - 512);
+    on(&top, &args).expect(41).says(&["base", "check --repair"]);
+    // A raw base has the cluster size of what lies on it.
+    let raw = scratch.create("raw", &["-f", "raw", "-s", "1M"]);
+    let args = ["attach", "-f", "raw", raw.to_str().unwrap()];
+    on(&top, &args).expect(2).says(&["modprobe ploop"]);
+}
+
 #[test]
 fn a_read_only_file_asks_for_r() {
     // Root may write anything but what is immutable or on a read-only file system.

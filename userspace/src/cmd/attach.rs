@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `ploopctl attach`: judge the image, mend what loses nothing, and hand it to the kernel.
+//! `ploopctl attach`: judge the images, mend what loses nothing, and hand them to the kernel.
+//!
+//! Several images are a chain, base first: all but the last are only read, and taken as they are.
 //!
 //! The turn is held from the first look to the end, so that another attach or detach cannot come
-//! between. While the image is checked, QEMU's locks are held on it; they are released just
-//! before the kernel takes its own, which checks once more and refuses what changed meanwhile.
+//! between. While an image is checked, QEMU's locks are held on it; they are released before the
+//! kernel takes its own, which checks once more and refuses what changed meanwhile.
 
 use super::control::{self, Making};
 use crate::cli::{AttachArgs, AttachFormat};
@@ -17,31 +19,47 @@ use crate::signals::Quiet;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
 use ploop_pure::abi;
+use ploop_pure::chain::{self, Member};
 use ploop_pure::check::{Cure, Problem};
 use ploop_pure::layout::ploop1::Mark;
 use ploop_pure::repair::{Plan, Scope};
-use ploop_pure::units::ClusterSize;
+use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
 use serde::Serialize;
+use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Serialize)]
-struct Answer {
+struct Answer<'a> {
     device: PathBuf,
     index: u32,
+    /// The one that is written to: the last.
     #[serde(serialize_with = "output::path")]
-    image: PathBuf,
+    image: &'a Path,
+    /// All of them, the base first.
+    #[serde(serialize_with = "output::paths")]
+    images: &'a [PathBuf],
     format: &'static str,
     read_only: bool,
     /// Steps of the repair that was made.
     repaired: Vec<String>,
 }
 
+/// One of the images, and where it is to be.
+struct Candidate<'a> {
+    args: &'a AttachArgs,
+    path: &'a Path,
+    level: usize,
+    access: Access,
+}
+
 /// What the kernel is to be told about an image that was found good.
 struct Judged {
+    image: Image,
     format: u32,
     flags: u32,
-    cluster: ClusterSize,
+    member: Member,
     repaired: Vec<String>,
 }
 
@@ -49,43 +67,54 @@ struct Judged {
 pub fn run(args: &AttachArgs) -> Result<()> {
     check_args(args)?;
     let _turn = Turn::take()?;
-    let access = if args.read_only {
-        Access::Read
-    } else {
-        Access::Write
-    };
+    let candidates = candidates(args);
     let sysfs = Sysfs::default();
-    clear_leftovers(&sysfs, &args.image)?;
-    // Many may read an image, as long as nobody writes it.
-    let both_read = |d: &crate::sysfs::Device| {
-        let delta = d.delta_of(&args.image);
-        args.read_only && delta.is_some_and(|delta| delta.read_only)
-    };
-    let holders = sysfs.find_image(&args.image)?;
-    if let Some(device) = holders.iter().find(|d| !both_read(d)) {
-        return Err(attached(&args.image, device));
+    for c in &candidates {
+        c.must_be_free(&sysfs)?;
     }
-    let image = Image::open(&args.image, access)?;
-    let judged = match format(args, &image)? {
-        abi::FORMAT_RAW => judge_raw(args, &image)?,
-        _ => judge_ploop1(args, &image)?,
-    };
+    let mut judged: Vec<Judged> = Vec::new();
+    for c in &candidates {
+        let next = c.judge(judged.last())?;
+        judged.push(next);
+    }
     let index = {
         let _quiet = Quiet::begin();
-        hand_over(args, &image, &judged)?
+        hand_over(args, &judged)?
     };
     let device = dev::Device::path(index);
     if !args.json {
         return output::text(&format!("{}\n", device.display()));
     }
+    let Some(top) = judged.pop() else {
+        return Err(Error::new(Code::Param, "no image was given"));
+    };
     output::json(&Answer {
         device,
         index,
-        image: args.image.clone(),
-        format: format_name(judged.format),
+        image: top.image.path(),
+        images: &args.images,
+        format: format_name(top.format),
         read_only: args.read_only,
-        repaired: judged.repaired,
+        repaired: top.repaired,
     })
+}
+
+/// The images, base first: all but the last are only read.
+fn candidates(args: &AttachArgs) -> Vec<Candidate<'_>> {
+    let last = args.images.len().saturating_sub(1);
+    let with_level = args.images.iter().enumerate();
+    with_level
+        .map(|(level, path)| Candidate {
+            args,
+            path,
+            level,
+            access: if level < last || args.read_only {
+                Access::Read
+            } else {
+                Access::Write
+            },
+        })
+        .collect()
 }
 
 fn check_args(args: &AttachArgs) -> Result<()> {
@@ -101,11 +130,30 @@ fn check_args(args: &AttachArgs) -> Result<()> {
         );
         return Err(Error::new(Code::Param, what));
     }
+    if args.images.len() > chain::DELTAS_MAX {
+        let what = format!("a chain has at most {} images", chain::DELTAS_MAX);
+        return Err(Error::new(Code::Param, what));
+    }
+    for (i, path) in args.images.iter().enumerate() {
+        if args.images[..i].iter().any(|other| is_same(other, path)) {
+            let what = format!("{} is given twice", path.display());
+            return Err(Error::new(Code::Param, what));
+        }
+    }
     if args.device.is_some_and(|n| n >= abi::DEVICES_MAX) {
         let what = format!("devices are numbered from 0 to {}", abi::DEVICES_MAX - 1);
         return Err(Error::new(Code::Param, what));
     }
     Ok(())
+}
+
+/// Whether two paths are of one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        // What cannot be looked at is said when it is opened.
+        _ => false,
+    }
 }
 
 fn format_name(format: u32) -> &'static str {
@@ -122,103 +170,181 @@ fn attached(path: &Path, device: &crate::sysfs::Device) -> Error {
     Error::new(Code::InUse, what).hint(format!("'ploopctl detach {node}' detaches it"))
 }
 
-/// Which format to attach as. Raw is never guessed: a guest could write the head of another
-/// format onto its disk, or a damaged image look like a disk.
-fn format(args: &AttachArgs, image: &Image) -> Result<u32> {
-    let at = args.image.display();
-    let has_magic = image.has_magic()?;
-    match (args.format, image.kind()) {
-        (AttachFormat::Raw, Kind::File | Kind::Block) => {
-            if has_magic {
-                output::note(&format!(
-                    "note: {at} looks like a ploop1 image, and is attached as raw as asked"
-                ));
+impl Candidate<'_> {
+    fn at(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
+    fn is_read(&self) -> bool {
+        self.access == Access::Read
+    }
+
+    fn usage(&self) -> Use {
+        match self.access {
+            Access::Read => Use::Read,
+            Access::Write => Use::Write,
+        }
+    }
+
+    fn rdonly(&self) -> u32 {
+        match self.access {
+            Access::Read => abi::FLAG_RDONLY,
+            Access::Write => 0,
+        }
+    }
+
+    /// Many may read an image, as long as nobody writes it.
+    fn must_be_free(&self, sysfs: &Sysfs) -> Result<()> {
+        clear_leftovers(sysfs, self.path)?;
+        let both_read = |d: &crate::sysfs::Device| {
+            let delta = d.delta_of(self.path);
+            self.is_read() && delta.is_some_and(|delta| delta.read_only)
+        };
+        let holders = sysfs.find_image(self.path)?;
+        match holders.iter().find(|d| !both_read(d)) {
+            Some(device) => Err(attached(self.path, device)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it is sound and fits on `below`; mended if that may be.
+    fn judge(&self, below: Option<&Judged>) -> Result<Judged> {
+        let image = Image::open(self.path, self.access)?;
+        match self.format(&image)? {
+            abi::FORMAT_RAW => self.judge_raw(image),
+            _ => self.judge_ploop1(image, below),
+        }
+    }
+
+    /// Which format to attach as. Raw is never guessed: a guest could write the head of another
+    /// format onto its disk, or a damaged image look like a disk. Above the base it cannot be.
+    fn format(&self, image: &Image) -> Result<u32> {
+        let at = self.at();
+        let has_magic = image.has_magic()?;
+        if self.level > 0 {
+            return match (has_magic, image.kind()) {
+                (true, Kind::File) => Ok(abi::FORMAT_PLOOP1),
+                (_, Kind::Block) => {
+                    let what = format!("{at} is a block device, which can only be the base");
+                    Err(Error::new(Code::Param, what))
+                }
+                (false, Kind::File) => {
+                    let what = format!("{at} is not a ploop1 image: its magic is missing");
+                    let hint = "only the first image, the base, can be raw";
+                    Err(Error::new(Code::NotAnImage, what).hint(hint))
+                }
+            };
+        }
+        match (self.args.format, image.kind()) {
+            (AttachFormat::Raw, Kind::File | Kind::Block) => {
+                if has_magic {
+                    output::note(&format!(
+                        "note: {at} looks like a ploop1 image, and is attached as raw as asked"
+                    ));
+                }
+                Ok(abi::FORMAT_RAW)
             }
-            Ok(abi::FORMAT_RAW)
-        }
-        (AttachFormat::Auto | AttachFormat::Ploop1, Kind::Block) => {
-            let what = format!("{at} is a block device, which can only be attached as raw");
-            Err(Error::new(Code::Param, what).hint("add -f raw"))
-        }
-        (AttachFormat::Ploop1, Kind::File) => Ok(abi::FORMAT_PLOOP1),
-        (AttachFormat::Auto, Kind::File) if has_magic => Ok(abi::FORMAT_PLOOP1),
-        (AttachFormat::Auto, Kind::File) => {
-            let what = format!("{at} is not a ploop1 image: its magic is missing");
-            Err(Error::new(Code::NotAnImage, what)
-                .hint("if it is a raw image, say so with -f raw; raw is never guessed"))
-        }
-    }
-}
-
-fn judge_raw(args: &AttachArgs, image: &Image) -> Result<Judged> {
-    let cluster = match args.cluster {
-        Some(bytes) => cluster_size(bytes)?,
-        None => ClusterSize::DEFAULT,
-    };
-    if image.len_bytes()? < 512 {
-        let what = format!("{} is smaller than a sector", args.image.display());
-        return Err(Error::new(Code::NotAnImage, what));
-    }
-    // Locks taken and given back: they tell who else is there.
-    ImageLock::take(image.file(), &args.image, usage(args))?;
-    Ok(Judged {
-        format: abi::FORMAT_RAW,
-        flags: rdonly(args),
-        cluster,
-        repaired: Vec::new(),
-    })
-}
-
-fn usage(args: &AttachArgs) -> Use {
-    if args.read_only {
-        Use::Read
-    } else {
-        Use::Write
-    }
-}
-
-fn rdonly(args: &AttachArgs) -> u32 {
-    if args.read_only {
-        abi::FLAG_RDONLY
-    } else {
-        0
-    }
-}
-
-fn judge_ploop1(args: &AttachArgs, image: &Image) -> Result<Judged> {
-    let _lock = ImageLock::take(image.file(), &args.image, usage(args))?;
-    let report = image.check()?.map_err(|p| image.not_an_image(p))?;
-    let header = report.findings.header;
-    let mut flags = rdonly(args);
-    let mut repaired = Vec::new();
-    if let Some(plan) = Plan::new(&report.findings, Scope::Needed) {
-        if plan.cure() != Cure::Lossless {
-            return Err(lossy(&args.image, &report));
-        }
-        if args.read_only {
-            // The kernel takes these two as they are; a torn cluster in use it cannot read.
-            if report.findings.tally.nr_torn > 0 {
-                return Err(needs_repair(&args.image, &report, "attach it without -r"));
+            (AttachFormat::Auto | AttachFormat::Ploop1, Kind::Block) => {
+                let what = format!("{at} is a block device, which can only be attached as raw");
+                Err(Error::new(Code::Param, what).hint("add -f raw"))
             }
-            flags |= abi::FLAG_ACCEPT_INUSE;
-        } else if args.no_repair {
-            let hint = "leave out --no-repair: the repair loses nothing";
-            return Err(needs_repair(&args.image, &report, hint));
-        } else {
-            repaired = mend(image, &report, &plan)?;
+            (AttachFormat::Ploop1, Kind::File) => Ok(abi::FORMAT_PLOOP1),
+            (AttachFormat::Auto, Kind::File) if has_magic => Ok(abi::FORMAT_PLOOP1),
+            (AttachFormat::Auto, Kind::File) => {
+                let what = format!("{at} is not a ploop1 image: its magic is missing");
+                Err(Error::new(Code::NotAnImage, what)
+                    .hint("if it is a raw image, say so with -f raw; raw is never guessed"))
+            }
         }
-    } else if !args.read_only && header.mark == Mark::ClosedV21 && header.ext_offset != 0 {
-        output::note(&format!(
-            "note: the format extension (dirty bitmap) of {} is dropped by writing to the image",
-            args.image.display()
-        ));
     }
-    Ok(Judged {
-        format: abi::FORMAT_PLOOP1,
-        flags,
-        cluster: header.cluster,
-        repaired,
-    })
+
+    fn judge_raw(&self, image: Image) -> Result<Judged> {
+        let cluster = match (self.args.cluster, self.args.images.get(1)) {
+            (Some(bytes), _) => cluster_size(bytes)?,
+            // It has none of its own, so it takes that of the image above.
+            (None, Some(above)) => {
+                let above = Image::open(above, Access::Read)?;
+                above.good_header()?.0.cluster
+            }
+            (None, None) => ClusterSize::DEFAULT,
+        };
+        let size_sectors = image.len_bytes()? / SECTOR_BYTES;
+        if size_sectors == 0 {
+            let what = format!("{} is smaller than a sector", self.at());
+            return Err(Error::new(Code::NotAnImage, what));
+        }
+        // Locks taken and given back: they tell who else is there.
+        ImageLock::take(image.file(), self.path, self.usage())?;
+        Ok(Judged {
+            image,
+            format: abi::FORMAT_RAW,
+            flags: self.rdonly(),
+            member: Member {
+                kind: chain::Kind::Raw,
+                cluster,
+                size_sectors,
+                is_writable: !self.is_read(),
+            },
+            repaired: Vec::new(),
+        })
+    }
+
+    fn judge_ploop1(&self, image: Image, below: Option<&Judged>) -> Result<Judged> {
+        let lock = ImageLock::take(image.file(), self.path, self.usage())?;
+        let report = image.check()?.map_err(|p| image.not_an_image(p))?;
+        let header = report.findings.header;
+        let member = Member {
+            kind: chain::Kind::Ploop1(header.version),
+            cluster: header.cluster,
+            size_sectors: header.size_sectors,
+            is_writable: !self.is_read(),
+        };
+        // Before it is mended: what is refused stays as it is.
+        if let Some(below) = below {
+            self.must_fit(below, &member)?;
+        }
+        let mut flags = self.rdonly();
+        let mut repaired = Vec::new();
+        if let Some(plan) = Plan::new(&report.findings, Scope::Needed) {
+            if plan.cure() != Cure::Lossless {
+                return Err(lossy(self.path, &report));
+            }
+            if self.is_read() {
+                // The kernel takes these two as they are; a torn cluster in use it cannot read.
+                if report.findings.tally.nr_torn > 0 {
+                    let hint = "attach it alone without -r, or run 'ploopctl check --repair'";
+                    return Err(needs_repair(self.path, &report, hint));
+                }
+                flags |= abi::FLAG_ACCEPT_INUSE;
+            } else if self.args.no_repair {
+                let hint = "leave out --no-repair: the repair loses nothing";
+                return Err(needs_repair(self.path, &report, hint));
+            } else {
+                repaired = mend(&image, &report, &plan)?;
+            }
+        } else if !self.is_read() && header.mark == Mark::ClosedV21 && header.ext_offset != 0 {
+            output::note(&format!(
+                "note: the format extension (dirty bitmap) of {} is dropped by writing to the image",
+                self.at()
+            ));
+        }
+        drop(lock);
+        Ok(Judged {
+            image,
+            format: abi::FORMAT_PLOOP1,
+            flags,
+            member,
+            repaired,
+        })
+    }
+
+    fn must_fit(&self, below: &Judged, member: &Member) -> Result<()> {
+        chain::admit(self.level, &below.member, member).map_err(|misfit| {
+            let below = below.image.path().display();
+            let what = format!("{} does not fit on {below}: {misfit}", self.at());
+            Error::new(Code::Param, what).hint("give the images in their order, the base first")
+        })
+    }
 }
 
 fn mend(image: &Image, report: &Report, plan: &Plan) -> Result<Vec<String>> {
@@ -282,22 +408,25 @@ fn clear_leftovers(sysfs: &Sysfs, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn hand_over(args: &AttachArgs, image: &Image, judged: &Judged) -> Result<u32> {
+fn hand_over(args: &AttachArgs, chain: &[Judged]) -> Result<u32> {
     let control: Control = control::open()?;
     let making = Making::begin(&control, args.device)?;
     let device = making.device()?;
-    device
-        .add_delta(Delta {
-            image: image.file().as_fd(),
+    for judged in chain {
+        let delta = Delta {
+            image: judged.image.file().as_fd(),
             format: judged.format,
             flags: judged.flags,
-            cluster_log: judged.cluster.log_sectors(),
+            cluster_log: judged.member.cluster.log_sectors(),
             cookie: args.cookie.as_deref(),
-        })
-        .map_err(|e| refused(&args.image, "attach", e))?;
-    device
-        .start()
-        .map_err(|e| refused(&args.image, "start", e))?;
+        };
+        let added = device.add_delta(delta);
+        added.map_err(|e| refused(judged.image.path(), "attach", e))?;
+    }
+    if let Some(top) = chain.last() {
+        let started = device.start();
+        started.map_err(|e| refused(top.image.path(), "start", e))?;
+    }
     let index = making.index();
     making.finish();
     Ok(index)

@@ -49,6 +49,10 @@ pub fn run(args: &ListArgs) -> Result<()> {
 
 fn cells(d: &Device) -> [String; 6] {
     let (format, image) = match d.top() {
+        Some(top) if d.deltas.len() > 1 => {
+            let image = format!("{} and {} below", top.image.display(), d.deltas.len() - 1);
+            (top.format.clone(), image)
+        }
         Some(top) => (top.format.clone(), top.image.display().to_string()),
         None => ("-".into(), "-".into()),
     };
