@@ -17,8 +17,10 @@ plooptest COMMAND...
   replay --log DEV --target DEV --to MARK|ENTRY [--state FILE]
                                          what dm-log-writes logged up to there
   list-marks --log DEV                   its marks
-  attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] IMAGE
-  detach-raw DEV                         the same as the tool, without its checks
+  attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] [--all-rw] IMAGE...
+                                         the same as the tool, without its checks; base first, of
+                                         which the format is; below the last only read, or all rw
+  detach-raw DEV                         undoes it
   ioctl-table IMAGE                      the errors of every ioctl
   ioctl-fuzz [--seed S] [--count N] IMAGE
                                          random ioctls
@@ -94,6 +96,14 @@ impl Words {
         match <[String; N]>::try_from(self.words) {
             Ok(operands) => Ok(operands),
             Err(words) => Self::trouble(format!("{N} operands expected, not {words:?}")),
+        }
+    }
+
+    /// The operands, of which there must be one at least.
+    pub fn all_operands(self) -> Result<Vec<String>, Failure> {
+        match self.words.iter().find(|w| w.starts_with("--")) {
+            None if !self.words.is_empty() => Ok(self.words),
+            None | Some(_) => Self::trouble(format!("operands expected, not {:?}", self.words)),
         }
     }
 }

@@ -71,8 +71,19 @@ impl Device {
 
     /// ADD_DELTA and START.
     pub fn attach(&mut self, delta: &abi::AddDelta) -> io::Result<()> {
-        self.call(abi::ADD_DELTA, Arg::Bytes(delta.as_bytes()))?;
-        if let Err(e) = self.call(abi::START, Arg::Null) {
+        self.attach_chain(std::slice::from_ref(delta))
+    }
+
+    /// ADD_DELTA of each, base first, and START.
+    pub fn attach_chain(&mut self, deltas: &[abi::AddDelta]) -> io::Result<()> {
+        let mut attached = Ok(0);
+        for delta in deltas {
+            attached = attached.and_then(|_| {
+                let arg = Arg::Bytes(delta.as_bytes());
+                self.call(abi::ADD_DELTA, arg)
+            });
+        }
+        if let Err(e) = attached.and_then(|_| self.call(abi::START, Arg::Null)) {
             self.call(abi::CLEAR, Arg::Null)?;
             return Err(e);
         }
@@ -135,27 +146,34 @@ pub fn add_delta(image: &File, format: u32, cluster_log: u32, flags: u32) -> abi
     }
 }
 
-/// `attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] IMAGE`
+/// `attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] [--all-rw] IMAGE...`
 pub fn attach_raw(mut words: Words) -> Outcome {
-    let read_only = words.flag("--read-only");
-    let format = match words.text("--format")?.as_deref() {
+    let (read_only, all_rw) = (words.flag("--read-only"), words.flag("--all-rw"));
+    let base_format = match words.text("--format")?.as_deref() {
         None | Some("ploop1") => abi::FORMAT_PLOOP1,
         Some("raw") => abi::FORMAT_RAW,
         Some(other) => return Err(Failure::Trouble(format!("no format '{other}'"))),
     };
     let cluster_log = words.number("--cluster-log", 11)? as u32;
-    let mut flags = words.number("--flags", 0)? as u32;
-    let [path] = words.operands()?;
-    if read_only {
-        flags |= abi::FLAG_RDONLY;
+    let flags = words.number("--flags", 0)? as u32;
+    let paths = words.all_operands()?;
+    // The files stay open until the device has its own.
+    let (mut images, mut deltas) = (Vec::new(), Vec::new());
+    for (level, path) in paths.iter().enumerate() {
+        let is_read = read_only || (level + 1 < paths.len() && !all_rw);
+        let rdonly = if is_read { abi::FLAG_RDONLY } else { 0 };
+        let format = if level == 0 {
+            base_format
+        } else {
+            abi::FORMAT_PLOOP1
+        };
+        let image = OpenOptions::new().read(true).write(!is_read).open(path)?;
+        deltas.push(add_delta(&image, format, cluster_log, flags | rdonly));
+        images.push(image);
     }
-    let image = OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .open(&path)?;
     let mut device = Device::add()?;
     let name = device.path();
-    match device.attach(&add_delta(&image, format, cluster_log, flags)) {
+    match device.attach_chain(&deltas) {
         Ok(()) => {
             println!("{name}");
             Ok(())

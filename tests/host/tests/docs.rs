@@ -300,9 +300,6 @@ fn the_states_admit_what_the_table_says() {
                 Err(Refusal::NotFound) => "ENOENT",
                 Err(Refusal::Invalid) => "EINVAL",
             };
-            // Admitted, but a second level is not supported so far; ctl-table tests that.
-            let is_second = call == Call::AddDelta && state == states[1];
-            let want = if is_second { "EOPNOTSUPP" } else { want };
             assert_eq!(said, want, "{} in {state:?}", row[0]);
         }
     }
