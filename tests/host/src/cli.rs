@@ -17,7 +17,8 @@ plooptest COMMAND...
   replay --log DEV --target DEV --to MARK|ENTRY [--state FILE]
                                          what dm-log-writes logged up to there
   list-marks --log DEV                   its marks
-  attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] [--all-rw] IMAGE...
+  attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N]
+             [--above raw|ploop1] [--all-rw] IMAGE...
                                          the same as the tool, without its checks; base first, of
                                          which the format is; below the last only read, or all rw
   detach-raw DEV                         undoes it

@@ -146,14 +146,20 @@ pub fn add_delta(image: &File, format: u32, cluster_log: u32, flags: u32) -> abi
     }
 }
 
-/// `attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N] [--all-rw] IMAGE...`
+fn format(name: Option<String>) -> Result<u32, Failure> {
+    match name.as_deref() {
+        None | Some("ploop1") => Ok(abi::FORMAT_PLOOP1),
+        Some("raw") => Ok(abi::FORMAT_RAW),
+        Some(other) => Err(Failure::Trouble(format!("no format '{other}'"))),
+    }
+}
+
+/// `attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N]
+/// [--above raw|ploop1] [--all-rw] IMAGE...`
 pub fn attach_raw(mut words: Words) -> Outcome {
     let (read_only, all_rw) = (words.flag("--read-only"), words.flag("--all-rw"));
-    let base_format = match words.text("--format")?.as_deref() {
-        None | Some("ploop1") => abi::FORMAT_PLOOP1,
-        Some("raw") => abi::FORMAT_RAW,
-        Some(other) => return Err(Failure::Trouble(format!("no format '{other}'"))),
-    };
+    let base_format = format(words.text("--format")?)?;
+    let top_format = format(words.text("--above")?)?;
     let cluster_log = words.number("--cluster-log", 11)? as u32;
     let flags = words.number("--flags", 0)? as u32;
     let paths = words.all_operands()?;
@@ -162,11 +168,7 @@ pub fn attach_raw(mut words: Words) -> Outcome {
     for (level, path) in paths.iter().enumerate() {
         let is_read = read_only || (level + 1 < paths.len() && !all_rw);
         let rdonly = if is_read { abi::FLAG_RDONLY } else { 0 };
-        let format = if level == 0 {
-            base_format
-        } else {
-            abi::FORMAT_PLOOP1
-        };
+        let format = if level == 0 { base_format } else { top_format };
         let image = OpenOptions::new().read(true).write(!is_read).open(path)?;
         deltas.push(add_delta(&image, format, cluster_log, flags | rdonly));
         images.push(image);

@@ -69,8 +69,11 @@ pub fn run(args: &AttachArgs) -> Result<()> {
     let _turn = Turn::take()?;
     let candidates = candidates(args);
     let sysfs = Sysfs::default();
+    clear_leftovers(&sysfs, &args.images)?;
+    // Once for all: there may be many images, and many devices that have many.
+    let devices = sysfs.devices()?;
     for c in &candidates {
-        c.must_be_free(&sysfs)?;
+        c.must_be_free(&devices)?;
     }
     let mut judged: Vec<Judged> = Vec::new();
     for c in &candidates {
@@ -194,17 +197,16 @@ impl Candidate<'_> {
     }
 
     /// Many may read an image, as long as nobody writes it.
-    fn must_be_free(&self, sysfs: &Sysfs) -> Result<()> {
-        clear_leftovers(sysfs, self.path)?;
-        let both_read = |d: &crate::sysfs::Device| {
-            let delta = d.delta_of(self.path);
-            self.is_read() && delta.is_some_and(|delta| delta.read_only)
-        };
-        let holders = sysfs.find_image(self.path)?;
-        match holders.iter().find(|d| !both_read(d)) {
-            Some(device) => Err(attached(self.path, device)),
-            None => Ok(()),
+    fn must_be_free(&self, devices: &[crate::sysfs::Device]) -> Result<()> {
+        for device in devices {
+            match device.delta_of(self.path) {
+                Some(delta) if !self.is_read() || !delta.read_only => {
+                    return Err(attached(self.path, device));
+                }
+                Some(_) | None => {}
+            }
         }
+        Ok(())
     }
 
     /// Whether it is sound and fits on `below`; mended if that may be.
@@ -386,8 +388,8 @@ fn needs_repair(path: &Path, report: &Report, hint: &str) -> Error {
     Error::new(Code::Damaged, what).hint(hint)
 }
 
-/// Removes what killed tools left: a stopped device with this image, and devices without any.
-fn clear_leftovers(sysfs: &Sysfs, path: &Path) -> Result<()> {
+/// Removes what killed tools left: stopped devices with one of the images, and devices without any.
+fn clear_leftovers(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<()> {
     for device in sysfs.devices()? {
         let index = device.index;
         if device.running {
@@ -398,7 +400,9 @@ fn clear_leftovers(sysfs: &Sysfs, path: &Path) -> Result<()> {
                 // Somebody may be about to use it: then it is busy, and stays.
                 let _ = control::open()?.remove(index);
             }
-        } else if device.delta_of(path).is_some() && control::falls_idle(sysfs, index)? {
+        } else if paths.iter().any(|path| device.delta_of(path).is_some())
+            && control::falls_idle(sysfs, index)?
+        {
             let _quiet = Quiet::begin();
             // A failure shows as an image that is attached already.
             let _ = control::open_node(index)?.clear();
