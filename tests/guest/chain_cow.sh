@@ -14,7 +14,7 @@ skip=0
 
 # put OFFSET BYTES [DD_FLAG]: other random bytes each time, to disk and model.
 put() {
-    local from=("if=$TEST_DIR/random" bs=512 skip=$skip count=$(($2 / 512)) status=none)
+    local from=("if=$TEST_DIR/random" bs=512 "skip=$skip" count=$(($2 / 512)) status=none)
     skip=$(((skip + 977) % 4096))
     dd "${from[@]}" seek=$(($1 / 512)) conv=notrunc of="$TEST_DIR/model"
     # One write: dd's block is all of it.
