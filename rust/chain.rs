@@ -67,12 +67,17 @@ impl Chain {
         let map = SparseWords::new(len)?;
         let mut end = 0;
         for (delta, level) in deltas.iter().zip(0u8..) {
+            let level = Level(level);
+            // A lower delta may have entries behind the end of its disk: of a disk that was larger
+            // once, and not of this one. The top keeps its own, as its index is made from the map.
+            let held = match usize::from(level.0) + 1 == deltas.len() {
+                true => len,
+                false => delta.format().nr_clusters_of_disk().min(len),
+            };
             end = delta.scan(device, |cluster, at| {
-                // An index may have entries behind the end of its disk.
-                if cluster.0 >= nr_clusters {
+                if u64::from(cluster.0) >= held {
                     return Ok(());
                 }
-                let level = Level(level);
                 let place = Place::Slot { level, at };
                 let word = map.get_or_alloc(cluster.0)?;
                 word.store(Word::default().with_place(place).bits(), Relaxed);

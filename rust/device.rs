@@ -310,7 +310,20 @@ impl Device {
             let mut infos = self.infos.lock();
             infos.remove(level).map_err(|_| ENOENT)?;
         }
-        (level..nr).try_for_each(|level| control.folders.add_delta(level))
+        if let Some(top) = control.deltas.last() {
+            let mut view = self.view.lock();
+            view.version = top.format().version();
+            view.cluster_sectors = top.format().cluster().sectors();
+        }
+        // The delta is gone already: a folder that cannot be made is missing, no more.
+        let shown = (level..nr).try_for_each(|level| control.folders.add_delta(level));
+        if shown.is_err() {
+            pr_warn!(
+                "ploop{}: no memory to show all levels in sysfs\n",
+                self.index
+            );
+        }
+        Ok(())
     }
 
     fn drop_from(&self, control: &mut Control, keep: usize) {

@@ -5,7 +5,7 @@
 pub(crate) mod ploop1;
 pub(crate) mod raw;
 
-use ploop_pure::units::ClusterSize;
+use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
 
 /// The format of a delta.
 pub(crate) enum Format {
@@ -22,6 +22,12 @@ impl Format {
             Self::Raw(f) => f.size_sectors(),
             Self::Ploop1(f) => f.header().size_sectors,
         }
+    }
+
+    /// Clusters of the disk, the last of which may be a part.
+    pub(crate) fn nr_clusters_of_disk(&self) -> u64 {
+        self.cluster()
+            .ceil(self.size_sectors().saturating_mul(SECTOR_BYTES))
     }
 
     /// Cluster size.
