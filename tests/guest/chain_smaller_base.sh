@@ -12,7 +12,8 @@ dd if="$TEST_DIR/data" of="$device" bs=64k conv=fsync status=none
 detach "$device"
 # Half the size, 1024 sectors; the table keeps its 16 entries.
 printf '\0\4\0\0\0\0\0\0' | dd of="$SCRATCH/base" bs=1 seek=36 conv=notrunc status=none
-ploopctl check "$SCRATCH/base" >&2
+# It says so, but that is no reason not to attach it.
+ploopctl check "$SCRATCH/base" >&2 || (($? == 41))
 ploopctl create -s 1M -b 64K "$SCRATCH/top" >/dev/null
 device=$(attach "$SCRATCH/base" "$SCRATCH/top")
 cmp -n 524288 "$device" "$TEST_DIR/data" >&2 || die 'the base reads wrong'
