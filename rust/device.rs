@@ -284,7 +284,8 @@ impl Device {
     pub(crate) fn clear(&self) -> Result {
         let mut control = self.control.lock();
         admit(control.state(), Call::Clear).map_err(refusal)?;
-        self.drop_from(&mut control, 0);
+        control.deltas.iter().for_each(|delta| close_unused(delta));
+        self.forget(&mut control, 0);
         Ok(())
     }
 
@@ -293,11 +294,7 @@ impl Device {
         let mut control = self.control.lock();
         admit(control.state(), Call::DelDelta(level)).map_err(refusal)?;
         let level = usize::try_from(level).map_err(|_| ENOENT)?;
-        let delta = control.deltas.get(level).ok_or(ENOENT)?;
-        if !delta.is_spoiled() {
-            // On failure the mark stays, which is what it is for.
-            let _ = delta.unmark_unused();
-        }
+        close_unused(control.deltas.get(level).ok_or(ENOENT)?);
         if control.deltas.len() == 1 {
             self.forget(&mut control, 0);
             return Ok(());
@@ -326,16 +323,6 @@ impl Device {
         Ok(())
     }
 
-    fn drop_from(&self, control: &mut Control, keep: usize) {
-        for delta in control.deltas.iter().skip(keep) {
-            if !delta.is_spoiled() {
-                // On failure the mark stays, which is what it is for.
-                let _ = delta.unmark_unused();
-            }
-        }
-        self.forget(control, keep);
-    }
-
     /// SYNC: makes data and index of the top durable.
     pub(crate) fn sync(&self) -> Result {
         let control = self.control.lock();
@@ -355,6 +342,15 @@ impl Device {
         admit(control.state(), Call::Remove { openers }).map_err(refusal)?;
         control.is_removed = true;
         Ok(())
+    }
+}
+
+/// Clears the mark of a delta of a stopped device, which nobody has written since it was closed or
+/// opened; one that could not be closed cleanly keeps it.
+fn close_unused(delta: &Delta) {
+    if !delta.is_spoiled() {
+        // On failure the mark stays, which is what it is for.
+        let _ = delta.unmark_unused();
     }
 }
 
