@@ -80,6 +80,45 @@ struct ploop_device_arg {
 	__u32 reserved[5];	/* 0 */
 };
 
+/* What a long operation is. */
+#define PLOOP_OP_NONE		0
+#define PLOOP_OP_MERGE		257
+#define PLOOP_OP_GROW		258
+#define PLOOP_OP_COMPACT	259
+
+/* State of a long operation. */
+#define PLOOP_OP_IDLE		0
+#define PLOOP_OP_RUNNING	1
+
+#define PLOOP_LEVEL_TOP		0xFFFFFFFFU
+
+/* Argument of OP_START. */
+struct ploop_op_start {
+	__u32 size;		/* of this structure: 64 */
+	__u32 flags;		/* 0 */
+	__u32 op;		/* PLOOP_OP_MERGE, _GROW or _COMPACT */
+	__u32 level;		/* merge: the upper level, PLOOP_LEVEL_TOP for the top; else 0 */
+	__u64 sectors;		/* grow: the new size; else 0 */
+	__u64 rate;		/* most bytes a second, 0: no limit */
+	__u64 serial;		/* out: number of the operation on this device */
+	__u64 reserved[3];	/* 0 */
+};
+
+/* Argument of OP_STATUS and OP_WAIT; all but the first two fields is out. */
+struct ploop_op_status {
+	__u32 size;		/* of this structure: 64 */
+	__u32 flags;		/* 0 */
+	__u32 op;		/* PLOOP_OP_* */
+	__u32 state;		/* PLOOP_OP_IDLE or PLOOP_OP_RUNNING */
+	__s32 result;		/* 0 or a negative errno */
+	__u32 level;		/* as given to a merge */
+	__u64 serial;
+	__u64 done;		/* bytes */
+	__u64 total;		/* bytes, as far as is known */
+	__u64 rate;		/* bytes a second, 0: no limit */
+	__u64 freed;		/* bytes by which the image file became shorter */
+};
+
 #define PLOOP_IO_NUMBER(dir, nr, size)	_IOC(dir, 'P', nr, size)
 
 #define PLOOP_IOC_ADD_DELTA		_IOW('P', 0, struct ploop_ctl)
@@ -120,5 +159,12 @@ struct ploop_device_arg {
 /* On /dev/ploop-control. */
 #define PLOOP_IOC_CTL_ADD		_IOWR('P', 0x80, struct ploop_device_arg)
 #define PLOOP_IOC_CTL_REMOVE		_IOW('P', 0x81, struct ploop_device_arg)
+
+/* Long operations; on the disk. */
+#define PLOOP_IOC_OP_START		_IOWR('P', 0x82, struct ploop_op_start)
+#define PLOOP_IOC_OP_STATUS		_IOWR('P', 0x83, struct ploop_op_status)
+#define PLOOP_IOC_OP_WAIT		_IOWR('P', 0x84, struct ploop_op_status)
+#define PLOOP_IOC_OP_CANCEL		_IO('P', 0x85)
+#define PLOOP_IOC_OP_RATE		_IOW('P', 0x86, __u64)
 
 #endif

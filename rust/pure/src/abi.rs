@@ -107,6 +107,33 @@ pub const CTL_ADD: u32 = ioc(READ | WRITE, NR_OWN, 32);
 /// Control device: removes a device that has no delta and is not open: [`DeviceArg`].
 pub const CTL_REMOVE: u32 = ioc(WRITE, NR_OWN + 1, 32);
 
+/// Starts a long operation, which then belongs to the device: [`OpStart`].
+pub const OP_START: u32 = ioc(READ | WRITE, NR_OWN + 2, 64);
+/// What the current long operation, or the last one, has done: [`OpStatus`].
+pub const OP_STATUS: u32 = ioc(READ | WRITE, NR_OWN + 3, 64);
+/// Waits until the long operation is over, then the same as [`OP_STATUS`].
+pub const OP_WAIT: u32 = ioc(READ | WRITE, NR_OWN + 4, 64);
+/// Asks the long operation to end early and waits until it has.
+pub const OP_CANCEL: u32 = ioc(NONE, NR_OWN + 5, 0);
+/// Sets the rate limit of the long operation (u64 bytes a second, 0 for none).
+pub const OP_RATE: u32 = ioc(WRITE, NR_OWN + 6, 8);
+
+/// [`OpStart::op`]: none.
+pub const OP_NONE: u32 = 0;
+/// [`OpStart::op`]: merges a delta into the next lower one. OpenVZ's number for it.
+pub const OP_MERGE: u32 = 257;
+/// [`OpStart::op`]: makes the disk larger. OpenVZ's number for it.
+pub const OP_GROW: u32 = 258;
+/// [`OpStart::op`]: moves the last slots of the top into free ones and cuts the file. OpenVZ's
+/// number for it.
+pub const OP_COMPACT: u32 = 259;
+/// [`OpStart::level`]: the top.
+pub const LEVEL_TOP: u32 = u32::MAX;
+/// [`OpStatus::state`]: nothing is running; `result` tells how the last operation ended.
+pub const OP_IDLE: u32 = 0;
+/// [`OpStatus::state`]: it is running.
+pub const OP_RUNNING: u32 = 1;
+
 /// [`Ctl::format`]: the file is the disk, byte for byte.
 pub const FORMAT_RAW: u32 = 1;
 /// [`Ctl::format`]: ploop1, versions 1 and 2.
@@ -228,8 +255,78 @@ impl DeviceArg {
     }
 }
 
+/// Argument of [`OP_START`]. 64 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct OpStart {
+    /// Size of this structure, 64.
+    pub size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// `OP_MERGE`, `OP_GROW` or `OP_COMPACT`.
+    pub op: u32,
+    /// For a merge, the upper level of the pair: it goes. Zero for the others.
+    pub level: u32,
+    /// For growing, the new size in sectors. Zero for the others.
+    pub sectors: u64,
+    /// Most bytes a second; 0 for no limit.
+    pub rate: u64,
+    /// Out: the operation's number on this device, from 1 up.
+    pub serial: u64,
+    /// Zero.
+    pub reserved: [u64; 3],
+}
+
+impl OpStart {
+    /// Starts `op` without a limit.
+    pub const fn new(op: u32, level: u32, sectors: u64) -> Self {
+        Self {
+            size: 64,
+            flags: 0,
+            op,
+            level,
+            sectors,
+            rate: 0,
+            serial: 0,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// Argument of [`OP_STATUS`] and [`OP_WAIT`]; all but `size` and `flags` is out. 64 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct OpStatus {
+    /// Size of this structure, 64.
+    pub size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// `OP_*`: the operation that is running or ran last; `OP_NONE` if none has.
+    pub op: u32,
+    /// `OP_IDLE` or `OP_RUNNING`.
+    pub state: u32,
+    /// 0, or the negative errno with which it ended.
+    pub result: i32,
+    /// The level given to a merge.
+    pub level: u32,
+    /// The operation's number on this device.
+    pub serial: u64,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes to do, as far as is known.
+    pub total: u64,
+    /// Most bytes a second; 0 for no limit.
+    pub rate: u64,
+    /// Bytes by which the image file became shorter.
+    pub freed: u64,
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
+    assert!(size_of::<OpStart>() == 64);
+    assert!(offset_of!(OpStart, sectors) == 16);
+    assert!(size_of::<OpStatus>() == 64);
+    assert!(offset_of!(OpStatus, serial) == 24);
     assert!(size_of::<Ctl>() == 24);
     assert!(offset_of!(Ctl, chunks) == 16);
     assert!(offset_of!(Ctl, level) == 18);
@@ -285,6 +382,11 @@ mod tests {
             (FREEZE, 0x0000_5020),
             (THAW, 0x0000_5021),
             (DUMP_CACHED_BAT, 0x4010_5022),
+            (OP_START, 0xC040_5082),
+            (OP_STATUS, 0xC040_5083),
+            (OP_WAIT, 0xC040_5084),
+            (OP_CANCEL, 0x0000_5085),
+            (OP_RATE, 0x4008_5086),
         ] {
             assert_eq!(have, want);
         }

@@ -96,6 +96,16 @@ fn structures() -> Vec<(&'static str, usize, Fields)> {
             size_of::<abi::DeviceArg>(),
             fields!(abi::DeviceArg: size, flags, index, reserved),
         ),
+        (
+            "OpStart",
+            size_of::<abi::OpStart>(),
+            fields!(abi::OpStart: size, flags, op, level, sectors, rate, serial, reserved),
+        ),
+        (
+            "OpStatus",
+            size_of::<abi::OpStatus>(),
+            fields!(abi::OpStatus: size, flags, op, state, result, level, serial, done, total, rate, freed),
+        ),
     ]
 }
 
@@ -141,6 +151,11 @@ fn calls() -> Vec<(&'static str, u32)> {
         DUMP_CACHED_BAT,
         CTL_ADD,
         CTL_REMOVE,
+        OP_START,
+        OP_STATUS,
+        OP_WAIT,
+        OP_CANCEL,
+        OP_RATE,
     ];
     let source = text("rust/pure/src/abi.rs");
     let nr = source.matches(": u32 = ioc(").count();
@@ -167,6 +182,13 @@ fn constants() -> Vec<(&'static str, u64)> {
         ("IO_DIRECT", abi::IO_DIRECT.into()),
         ("IO_NFS", abi::IO_NFS.into()),
         ("IO_KAIO", abi::IO_KAIO.into()),
+        ("OP_NONE", abi::OP_NONE.into()),
+        ("OP_MERGE", abi::OP_MERGE.into()),
+        ("OP_GROW", abi::OP_GROW.into()),
+        ("OP_COMPACT", abi::OP_COMPACT.into()),
+        ("OP_IDLE", abi::OP_IDLE.into()),
+        ("OP_RUNNING", abi::OP_RUNNING.into()),
+        ("LEVEL_TOP", abi::LEVEL_TOP.into()),
     ]
 }
 
@@ -495,6 +517,8 @@ fn c_name(structure: &str) -> &'static str {
         "AddDelta" => "ploop_add_delta",
         "GetDevice" => "ploop_getdevice_ctl",
         "DeviceArg" => "ploop_device_arg",
+        "OpStart" => "ploop_op_start",
+        "OpStatus" => "ploop_op_status",
         other => panic!("{other} has no name in C"),
     }
 }
