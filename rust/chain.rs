@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The deltas of a device by level, and the map from guest clusters to their slots.
 //!
-//! [`Delta`] joins a format with the io of its image file. [`Chain`] is what requests look up; it is
-//! built when the device starts and never changes while requests run, but for the words of its
-//! map. Knows nothing of requests and their order.
+//! [`Delta`] joins a format with the io of its image file. [`Chain`] is what requests look up; it
+//! never changes while requests run, but for the words of its map: what changes the deltas of a
+//! running device makes a new chain, which may share the map. Knows nothing of requests and their order.
 //!
 //! Locks: none. Words of the map are written under the engine's lock and read without.
 
@@ -16,80 +16,189 @@ use crate::{
 use delta::Delta;
 use ploop_pure::{
     map::{Place, Word},
+    slots::SlotSet,
     units::{Cluster, ClusterSize, ImageCluster, Level},
 };
 
 /// Where the requests of a running device go.
+///
+/// The *top* is the delta that is written. While it is being merged into the one below, that one
+/// is the top already, and the old top, the *source*, above it is only read.
 pub(crate) struct Chain {
     deltas: KVec<Arc<Delta>>,
     top: Level,
+    /// What the source of a merge hides of the top.
+    merge: Option<Hidden>,
     cluster: ClusterSize,
     size_sectors: u64,
     /// `None` where the one delta is raw and maps every cluster to itself.
-    map: Option<SparseWords>,
-    /// One past the highest slot that an entry of the top names.
-    end: u32,
+    map: Option<Arc<SparseWords>>,
+}
+
+/// The slots of a merge's destination that its source hides: a cluster's word, if the source or a
+/// delta above it has it, does not tell them.
+pub(crate) enum Hidden {
+    /// Of a raw destination: every cluster below this one has its own slot.
+    Raw(u32),
+    /// Of a ploop1 destination: the words of its clusters when the merge began.
+    Slots(SparseWords),
+}
+
+impl Hidden {
+    fn get(&self, cluster: Cluster) -> Option<ImageCluster> {
+        match self {
+            Self::Raw(nr) => (cluster.0 < *nr).then_some(ImageCluster(cluster.0)),
+            Self::Slots(words) => {
+                let word = Word::from_bits(words.get(cluster.0)?.load(Relaxed));
+                match word.place() {
+                    Place::Slot { at, .. } => Some(at),
+                    Place::Hole => None,
+                }
+            }
+        }
+    }
+}
+
+/// The slots of the top that entries name.
+pub(crate) struct Used {
+    /// The slots.
+    pub(crate) slots: SlotSet,
+    /// One past the highest.
+    pub(crate) end: u32,
+}
+
+impl Used {
+    /// None, in a raw delta.
+    fn none() -> Self {
+        Self {
+            slots: SlotSet::default(),
+            end: 0,
+        }
+    }
+
+    /// What a delta's entries name; `sink` gets each cluster too.
+    pub(crate) fn scan(
+        delta: &Delta,
+        device: u32,
+        mut sink: impl FnMut(Cluster, ImageCluster) -> Result,
+    ) -> Result<Self> {
+        let clusters = delta.format().cluster().ceil(delta.io().len()?);
+        let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        let mut slots = SlotSet::new(clusters).map_err(crate::error::errno)?;
+        let end = delta.scan(device, |cluster, at| {
+            slots.insert(at);
+            sink(cluster, at)
+        })?;
+        Ok(Self { slots, end })
+    }
 }
 
 impl Chain {
     /// Reads the indexes of the deltas, base first, into one map: higher levels hide lower ones.
-    pub(crate) fn load(deltas: KVec<Arc<Delta>>, device: u32) -> Result<Self> {
+    pub(crate) fn load(deltas: KVec<Arc<Delta>>, device: u32) -> Result<(Self, Used)> {
         let last = deltas.last().ok_or(ENOENT)?;
         let top = Level(u8::try_from(deltas.len() - 1).map_err(|_| EINVAL)?);
         let (cluster, size_sectors) = (last.format().cluster(), last.format().size_sectors());
-        let (map, end) = match last.format() {
+        let (map, used) = match last.format() {
             // Only the base can be raw, so it is alone.
-            Format::Raw(_) => (None, 0),
+            Format::Raw(_) => (None, Used::none()),
             Format::Ploop1(format) => {
-                let (map, end) = Self::read_maps(&deltas, format.header().nr_entries, device)?;
-                (Some(map), end)
+                let nr = format.header().nr_entries;
+                let map = Self::new_map(nr, device)?;
+                let mut used = Used::none();
+                for (delta, level) in deltas.iter().zip(0u8..) {
+                    let is_top = Level(level) == top;
+                    used = Self::read_index(&map, delta, Level(level), is_top, device)?;
+                }
+                (Some(Arc::new(map, GFP_KERNEL)?), used)
             }
         };
-        Ok(Self {
+        let chain = Self {
             top,
+            merge: None,
             cluster,
             size_sectors,
             map,
-            end,
             deltas,
-        })
+        };
+        Ok((chain, used))
     }
 
-    fn read_maps(
-        deltas: &KVec<Arc<Delta>>,
-        nr_clusters: u32,
-        device: u32,
-    ) -> Result<(SparseWords, u32)> {
-        let len = u64::from(nr_clusters);
+    /// An empty map for `nr` clusters; ENOMEM over the limit.
+    pub(crate) fn new_map(nr: u32, device: u32) -> Result<SparseWords> {
+        let len = u64::from(nr);
         // All of it, though only what is mapped takes memory: a write must not be what finds out.
         let need = SparseWords::directory_bytes(len) + len * WORD_BYTES;
         check_memory(need, device)?;
-        let map = SparseWords::new(len)?;
-        let mut end = 0;
-        for (delta, level) in deltas.iter().zip(0u8..) {
-            let level = Level(level);
-            // A lower delta may have entries behind the end of its disk: of a disk that was larger
-            // once, and not of this one. The top keeps its own, as its index is made from the map.
-            let held = match usize::from(level.0) + 1 == deltas.len() {
-                true => len,
-                false => delta.format().nr_clusters_of_disk().min(len),
-            };
-            end = delta.scan(device, |cluster, at| {
-                if u64::from(cluster.0) >= held {
-                    return Ok(());
-                }
-                let place = Place::Slot { level, at };
-                let word = map.get_or_alloc(cluster.0)?;
-                word.store(Word::default().with_place(place).bits(), Relaxed);
-                Ok(())
-            })?;
+        SparseWords::new(len)
+    }
+
+    /// Puts what a delta holds into `map`, over what is there.
+    fn read_index(
+        map: &SparseWords,
+        delta: &Delta,
+        level: Level,
+        is_top: bool,
+        device: u32,
+    ) -> Result<Used> {
+        // A lower delta may have entries behind the end of its disk: of a disk that was larger
+        // once, and not of this one. The top keeps its own, as its index is made from the map.
+        let held = match is_top {
+            true => u64::MAX,
+            false => delta.format().nr_clusters_of_disk(),
+        };
+        let sink = |cluster: Cluster, at| {
+            if u64::from(cluster.0) >= held || u64::from(cluster.0) >= map.len() {
+                return Ok(());
+            }
+            let word = map.get_or_alloc(cluster.0)?;
+            let place = Place::Slot { level, at };
+            word.store(Word::default().with_place(place).bits(), Relaxed);
+            Ok(())
+        };
+        if is_top {
+            Used::scan(delta, device, sink)
+        } else {
+            delta.scan(device, sink)?;
+            Ok(Used::none())
         }
-        Ok((map, end))
+    }
+
+    /// The same deltas with `new`, which holds no cluster, as the top of them.
+    pub(crate) fn with_top(&self, new: Arc<Delta>, device: u32) -> Result<Self> {
+        let map = match &self.map {
+            Some(map) => map.clone(),
+            None => {
+                let base = self.deltas.first().ok_or(ENOENT)?;
+                let nr = u32::try_from(new.format().nr_clusters_of_disk()).map_err(|_| EFBIG)?;
+                let map = Self::new_map(nr, device)?;
+                Self::read_index(&map, base, Level(0), false, device)?;
+                Arc::new(map, GFP_KERNEL)?
+            }
+        };
+        let top = self.top.0.checked_add(1).map(Level).ok_or(EINVAL)?;
+        let mut deltas = self.copy_of_deltas(1)?;
+        deltas.push(new, GFP_KERNEL)?;
+        Ok(Self {
+            deltas,
+            top,
+            merge: None,
+            map: Some(map),
+            ..*self
+        })
+    }
+
+    fn copy_of_deltas(&self, room: usize) -> Result<KVec<Arc<Delta>>> {
+        let mut deltas = KVec::with_capacity(self.deltas.len() + room, GFP_KERNEL)?;
+        for delta in &self.deltas {
+            deltas.push(delta.clone(), GFP_KERNEL)?;
+        }
+        Ok(deltas)
     }
 
     /// The top delta.
     pub(crate) fn top(&self) -> Option<&Delta> {
-        self.deltas.last().map(|d| &**d)
+        self.delta(self.top)
     }
 
     /// The delta of a level.
@@ -107,19 +216,19 @@ impl Chain {
         self.top
     }
 
+    /// Whether nothing lies below or above the top.
+    pub(crate) fn is_base(&self) -> bool {
+        self.deltas.len() == 1
+    }
+
     /// Cluster size of the device.
     pub(crate) fn cluster(&self) -> ClusterSize {
         self.cluster
     }
 
-    /// Size of the disk in sectors: the top's.
+    /// Size of the disk in sectors.
     pub(crate) fn size_sectors(&self) -> u64 {
         self.size_sectors
-    }
-
-    /// One past the highest slot in use when the chain was loaded.
-    pub(crate) fn end(&self) -> u32 {
-        self.end
     }
 
     /// Whether every cluster is mapped to itself, so that there is nothing to look up.
@@ -129,25 +238,30 @@ impl Chain {
 
     /// Pages of the map that exist.
     pub(crate) fn nr_map_pages(&self) -> i64 {
-        self.map.as_ref().map_or(0, SparseWords::nr_pages)
+        self.map.as_ref().map_or(0, |map| map.nr_pages())
     }
 
-    /// Where a cluster is. Takes no lock: the word is read at once.
-    pub(crate) fn lookup(&self, cluster: Cluster) -> Place {
+    /// The word of a cluster as it is now. Takes no lock.
+    pub(crate) fn word(&self, cluster: Cluster) -> Word {
         match &self.map {
             // Acquire: what was published is read by way of the slot found here.
             Some(map) => map
                 .get(cluster.0)
-                .map_or(Place::Hole, |w| Word::from_bits(w.load(Acquire)).place()),
-            None => Place::Slot {
+                .map_or(Word::default(), |w| Word::from_bits(w.load(Acquire))),
+            None => Word::default().with_place(Place::Slot {
                 level: self.top,
                 at: ImageCluster(cluster.0),
-            },
+            }),
         }
     }
 
-    /// The word of a cluster, made if needed. Memory for it may be had by sleeping.
-    pub(crate) fn word(&self, cluster: Cluster) -> Result<&Atomic<u64>> {
+    /// Where a cluster is. Takes no lock: the word is read at once.
+    pub(crate) fn lookup(&self, cluster: Cluster) -> Place {
+        self.word(cluster).place()
+    }
+
+    /// The word of a cluster, to be changed, made if needed. Memory for it may be had by sleeping.
+    pub(crate) fn word_mut(&self, cluster: Cluster) -> Result<&Atomic<u64>> {
         self.map.as_ref().ok_or(EINVAL)?.get_or_alloc(cluster.0)
     }
 
@@ -155,8 +269,35 @@ impl Chain {
     pub(crate) fn slot_in_top(&self, cluster: Cluster) -> Option<ImageCluster> {
         match self.lookup(cluster) {
             Place::Slot { level, at } if level == self.top => Some(at),
+            Place::Slot { .. } | Place::Hole => self.hidden(cluster),
+        }
+    }
+
+    /// The slot of the destination that the source of a merge hides.
+    pub(crate) fn hidden(&self, cluster: Cluster) -> Option<ImageCluster> {
+        self.merge.as_ref()?.get(cluster)
+    }
+
+    /// The source of a merge, and its level.
+    pub(crate) fn source(&self) -> Option<(Level, &Delta)> {
+        self.merge.as_ref()?;
+        let level = Level(self.top.0.checked_add(1)?);
+        Some((level, self.delta(level)?))
+    }
+
+    /// The slot of a cluster that the index of the delta of `level` has to name, if that delta
+    /// hides all others.
+    pub(crate) fn slot_of(&self, level: Level, cluster: Cluster) -> Option<ImageCluster> {
+        match self.lookup(cluster) {
+            Place::Slot { level: l, at } if l == level => Some(at),
             Place::Slot { .. } | Place::Hole => None,
         }
+    }
+
+    /// Clusters that the map has words for.
+    pub(crate) fn nr_clusters(&self) -> u32 {
+        let nr = self.map.as_ref().map_or(0, |map| map.len());
+        u32::try_from(nr).unwrap_or(u32::MAX)
     }
 }
 

@@ -207,8 +207,15 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
         abi::ADD_DELTA => {
             let ctl = decode::ctl(call.arg)?;
             device.admit_add()?;
-            let (file, args, cookie) = decode::add_delta(call.arg, ctl)?;
+            let flags = abi::FLAG_RDONLY | abi::FLAG_COOKIE | abi::FLAG_ACCEPT_INUSE;
+            let (file, args, cookie) = decode::add_delta(call.arg, ctl, flags)?;
             device.add_delta(&file, args, cookie.as_ref())?;
+        }
+        abi::SNAPSHOT => {
+            let ctl = decode::ctl(call.arg)?;
+            let (file, args, _) = decode::add_delta(call.arg, ctl, abi::FLAG_FS_SYNC)?;
+            let freeze_fs = ctl.flags & abi::FLAG_FS_SYNC != 0;
+            Device::snapshot(disk, &file, args, freeze_fs)?;
         }
         abi::DEL_DELTA => device.del_delta(decode::level(call.arg)?)?,
         abi::START => Device::start(disk)?,

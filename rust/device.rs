@@ -7,16 +7,18 @@
 
 mod limits;
 pub(crate) mod show;
+mod snapshot;
 
 use crate::{
     chain::{
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
-    engine::{Closed, Engine},
+    engine::{Closed, Engine, Parts, Shared, Unfinished},
     error::{refusal, Shown},
     io::{lock::Images, Io},
     sys::{
+        epoch::Epoch,
         file::File,
         frozen::{FrozenCell, Handler},
         gen_disk::{DiskRef, Limits},
@@ -75,6 +77,8 @@ pub(crate) struct Device {
     infos: Mutex<KVec<Arc<Info>>>,
     #[pin]
     tags: TagSet<Device>,
+    /// What requests enter before they look a place up.
+    epoch: Arc<Epoch>,
     workers: Arc<Workqueue>,
 }
 
@@ -97,6 +101,7 @@ impl Device {
                 control <- new_mutex!(control),
                 view <- new_mutex!(View::EMPTY),
                 infos <- new_mutex!(KVec::new()),
+                epoch: Arc::new(Epoch::new()?, GFP_KERNEL)?,
                 tags <- TagSet::new(limits::QUEUE_DEPTH),
                 workers,
             }? Error),
@@ -107,6 +112,11 @@ impl Device {
     /// The disk's requests.
     pub(crate) fn tag_set(&self) -> &TagSet<Self> {
         &self.tags
+    }
+
+    /// What requests enter before they look a place up.
+    pub(crate) fn users(&self) -> &Epoch {
+        &self.epoch
     }
 
     /// Where handlers and work items run.
@@ -152,9 +162,13 @@ impl Device {
         args: OpenArgs,
         cookie: Option<&abi::Cookie>,
     ) -> Result {
-        let this = self;
         // Before the lock: opening a block device may wait for whoever removes another.
         let io = Io::open(file, args.access)?;
+        self.add_opened(io, args, cookie)
+    }
+
+    fn add_opened(&self, io: Io, args: OpenArgs, cookie: Option<&abi::Cookie>) -> Result {
+        let this = self;
         let mut control = this.control.lock();
         if control.is_removed {
             return Err(ENODEV);
@@ -215,15 +229,21 @@ impl Device {
             delta.mark(this.index)?;
             deltas.push(delta.clone(), GFP_KERNEL)?;
         }
-        let chain = Chain::load(deltas, this.index)?;
-        let engine = Engine::new(this.index, chain, this.workers.clone())?;
+        let (chain, used) = Chain::load(deltas, this.index)?;
+        let parts = Parts::of_top(&chain, &used, this.index)?;
+        let shared = Arc::new(Shared::new(this.epoch.clone()), GFP_KERNEL)?;
+        let engine = Engine::new(this.index, chain, parts, this.workers.clone(), shared)?;
         let chain = &engine.chain;
         disk.set_limits(limits::limits(&engine))?;
         disk.set_read_only(!chain.top().is_some_and(|top| top.is_writable()));
-        let swapped = disk.frozen(|frozen| this.engine.replace(frozen, Some(engine.clone())));
-        if swapped.is_err() {
+        let swapped = disk.frozen(
+            || false,
+            |frozen| this.engine.replace(frozen, Some(engine.clone())),
+        );
+        if !matches!(swapped, Some(Ok(_))) {
             return Err(EINVAL);
         }
+        engine.begin();
         this.view.lock().engine = Some(engine.clone());
         disk.set_capacity(limits::capacity(&engine, this.index));
         control.engine = Some(engine);
@@ -241,6 +261,11 @@ impl Device {
         let mut control = this.control.lock();
         let call = |openers| Call::Stop { openers };
         admit(control.state(), call(disk.openers())).map_err(refusal)?;
+        if let Some(engine) = &control.engine {
+            // Nothing that waits may be in the way of stopping.
+            engine.shared().set_fails_when_full(true);
+            engine.retry_parked();
+        }
         // What was written through the page cache of the disk. A failure has been reported to who
         // wrote it, or will show as a poisoned image; it must not keep the device from stopping.
         let _ = disk.sync_and_invalidate();
@@ -251,10 +276,10 @@ impl Device {
             disk.set_capacity(0);
             let _ = open.rescan_partitions(true);
         }
-        let swapped = disk.frozen(|frozen| this.engine.replace(frozen, None));
+        let swapped = disk.frozen(|| false, |frozen| this.engine.replace(frozen, None));
         this.view.lock().engine = None;
         control.engine = None;
-        let Ok(Some(engine)) = swapped else {
+        let Some(Ok(Some(engine))) = swapped else {
             return Err(EINVAL);
         };
         engine.quiet();
@@ -321,6 +346,45 @@ impl Device {
             );
         }
         Ok(())
+    }
+
+    /// Lets `new` take the place of `old`, which goes on if this fails; `hand_over` is called in
+    /// between, when no request is in flight. ENOSPC if writes wait for space, which requests in
+    /// flight would be waited for without end.
+    fn replace_engine(
+        &self,
+        disk: DiskRef<'_, Self>,
+        old: &Arc<Engine<Self>>,
+        new: &Arc<Engine<Self>>,
+        hand_over: impl FnOnce(&Engine<Self>, &Engine<Self>) -> Result,
+    ) -> Result<Unfinished> {
+        let switched = disk.frozen(
+            || old.has_parked(),
+            |frozen| {
+                let retired = old.retire().and_then(|unfinished| {
+                    hand_over(old, new)?;
+                    self.engine
+                        .replace(frozen, Some(new.clone()))
+                        .map_err(|_| EBUSY)?;
+                    Ok(unfinished)
+                });
+                if retired.is_err() {
+                    old.resume();
+                }
+                retired
+            },
+        );
+        let unfinished = switched.unwrap_or(Err(ENOSPC))?;
+        self.view.lock().engine = Some(new.clone());
+        // Those of the block layer may stay larger than needed; they never get smaller.
+        if let Err(e) = disk.set_limits(limits::limits(new)) {
+            pr_warn!(
+                "ploop{}: limits of the disk could not be changed (errno {})\n",
+                self.index,
+                e.to_errno()
+            );
+        }
+        Ok(unfinished)
     }
 
     /// SYNC: makes data and index of the top durable.

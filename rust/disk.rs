@@ -5,6 +5,7 @@ use crate::{
     device::Device,
     engine::{Cmd, Disk, Engine},
     sys::{
+        epoch::Epoch,
         frozen::Handler,
         mq::{Driver, Request},
         prelude::*,
@@ -21,6 +22,10 @@ impl Driver for Device {
 
     fn workers(&self) -> &Workqueue {
         self.workqueue()
+    }
+
+    fn epoch(&self) -> &Epoch {
+        self.users()
     }
 
     /// File I/O from here would deadlock: we run below `submit_bio`, whose `current->bio_list`

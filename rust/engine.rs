@@ -10,13 +10,16 @@
 //! `slow` inside it.
 
 mod cow;
+mod discard;
 pub(crate) mod index_wb;
 mod lockout;
 mod space;
+mod succeed;
+mod write;
 
 use crate::{
-    chain::Chain,
-    format::{ploop1::Ploop1, Format},
+    chain::{Chain, Used},
+    format::Format,
     sys::{
         mq::{Driver, Op, Request, RequestList, Sync},
         pages::PageBuf,
@@ -26,21 +29,27 @@ use crate::{
 };
 use ploop_pure::{
     alloc::Alloc,
-    flow::{self, Action, Coverage, Durability, Event, Write},
+    flow::{self, Action, Event, Write},
     index::DirtyPages,
     map::Place,
     units::{Cluster, ImageCluster, Level},
 };
 
-use cow::Copy;
+use index_wb::Copies;
+use lockout::Waiters;
+pub(crate) use succeed::{Shared, Stats, Unfinished};
 
 /// What a request is waiting for when its handler is called.
 #[derive(Clone, Copy)]
 enum Phase {
     /// Nothing: it has just arrived.
     New,
+    /// Nothing any more: it starts again from what it has done.
+    Again,
     /// The rest of its data is to be moved, from or to this byte of a delta's image.
     Moving { level: Level, pos: u64, sync: Sync },
+    /// Space for the data it was moving.
+    Space { level: Level, pos: u64, sync: Sync },
     /// This step of its write.
     Act(Action),
     /// Nothing more: it ends with success.
@@ -49,12 +58,24 @@ enum Phase {
     Failed,
 }
 
+/// A part of one cluster.
+#[derive(Clone, Copy)]
+struct Extent {
+    cluster: Cluster,
+    /// First byte, in the cluster.
+    within: u32,
+    /// Bytes.
+    len: u32,
+}
+
 /// The engine's part of a request.
 pub(crate) struct Cmd {
     phase: Phase,
     /// The steps of a write; nothing for other operations.
     write: Option<Write>,
-    /// Bytes of data moved so far.
+    /// What it works on: all of a read or write, a cluster of a discard.
+    extent: Extent,
+    /// Bytes of data moved, or discarded, so far.
     moved: usize,
     /// Why it fails, once it does.
     error: Error,
@@ -68,6 +89,11 @@ impl Cmd {
         Self {
             phase: Phase::New,
             write: None,
+            extent: Extent {
+                cluster: Cluster(0),
+                within: 0,
+                len: 0,
+            },
             moved: 0,
             error: EIO,
             is_sync_failed: false,
@@ -88,8 +114,9 @@ struct Slow<D: Disk> {
     alloc: Alloc,
     dirty: DirtyPages,
     /// Writes that wait for a locked cluster.
-    lock_waiters: RequestList<D>,
-    /// Writes that wait for a slot; each holds its cluster's lock.
+    lock_waiters: Waiters<D>,
+    /// Writes that wait for a slot, or for space in the file system. Each holds its cluster's
+    /// lock, or nothing at all.
     space_waiters: RequestList<D>,
     /// Buffers for copies from lower deltas that are free.
     copy_bufs: KVec<PageBuf>,
@@ -99,85 +126,96 @@ struct Slow<D: Disk> {
     commit_waiters: RequestList<D>,
 }
 
-/// Counters of a running device.
-pub(crate) struct Stats {
-    /// Requests taken.
-    pub(crate) requests: Atomic<u64>,
-    /// Slots taken by writes to holes.
-    pub(crate) allocated: Atomic<u64>,
-    /// Commits done.
-    pub(crate) commits: Atomic<u64>,
-    /// Index pages written.
-    pub(crate) index_pages: Atomic<u64>,
-}
-
-impl Stats {
-    const fn new() -> Self {
-        Self {
-            requests: Atomic::new(0),
-            allocated: Atomic::new(0),
-            commits: Atomic::new(0),
-            index_pages: Atomic::new(0),
-        }
-    }
-}
-
-/// The running part of a device.
+/// The running part of a device. What changes the deltas of a running device makes a new one.
 #[pin_data]
 pub(crate) struct Engine<D: Disk> {
     device: u32,
     /// Where requests go.
     pub(crate) chain: Chain,
     workers: Arc<Workqueue>,
-    stats: Stats,
+    shared: Arc<Shared>,
     /// An index write or sync has failed: the image takes no more writes (see [`index_wb`]).
     is_poisoned: Atomic<bool>,
     #[pin]
     slow: SpinLock<Slow<D>>,
+    /// Held while the top of the engine before is being finished: commits wait for that.
     #[pin]
-    commit: Mutex<PageBuf>,
+    pub(crate) gate: Mutex<()>,
+    #[pin]
+    commit: Mutex<Copies>,
     #[pin]
     commit_now: Work<Self>,
     #[pin]
     commit_later: Work<Self>,
     #[pin]
     make_space: Work<Self>,
+    #[pin]
+    make_space_later: Work<Self>,
+}
+
+/// What an engine knows of the file of its top.
+pub(crate) struct Parts {
+    alloc: Alloc,
+    dirty: DirtyPages,
+}
+
+impl Parts {
+    /// Of nothing.
+    pub(crate) fn none(chain: &Chain) -> Result<Self> {
+        let alloc = Alloc::new(chain.cluster(), 0, 0, 0).map_err(crate::error::errno)?;
+        let dirty = DirtyPages::new(0).map_err(crate::error::errno)?;
+        Ok(Self { alloc, dirty })
+    }
+
+    /// Of a top that was opened just now, of whose slots `used` are in use. If it is writable, it
+    /// is marked and its index gets the space it lacks.
+    pub(crate) fn of_top(chain: &Chain, used: &Used, device: u32) -> Result<Self> {
+        let top = chain.top().ok_or(ENOENT)?;
+        let Format::Ploop1(format) = top.format() else {
+            return Self::none(chain);
+        };
+        let header = format.header();
+        // What lies behind the last slot in use is old or preallocated; cut, it will read as zeros
+        // when the file grows again.
+        if top.is_writable() {
+            let index = 0..chain.cluster().offset(header.first_data);
+            top.io().reserve(index).inspect_err(|e| {
+                let errno = e.to_errno();
+                pr_err!("ploop{device}: no space for the image's index (errno {errno})\n");
+            })?;
+            top.io()
+                .cut(chain.cluster().offset(ImageCluster(used.end)))?;
+        }
+        let alloc = Alloc::new(chain.cluster(), used.end, used.end, header.slots_max());
+        let mut alloc = alloc.map_err(crate::error::errno)?;
+        for at in (header.first_data.0..used.end).map(ImageCluster) {
+            if !used.slots.contains(at) {
+                alloc.give_back(at);
+            }
+        }
+        // A source's pages are written too; it has as many or more.
+        let source = chain.source().map_or(0, |(_, d)| d.nr_index_pages());
+        let dirty = DirtyPages::new(header.nr_pages().max(source));
+        let dirty = dirty.map_err(crate::error::errno)?;
+        Ok(Self { alloc, dirty })
+    }
 }
 
 impl<D: Disk> Engine<D> {
     /// An engine for a chain whose top, if writable, is marked in use.
-    pub(crate) fn new(device: u32, chain: Chain, workers: Arc<Workqueue>) -> Result<Arc<Self>> {
-        let top = chain.top().ok_or(ENOENT)?;
-        let (alloc, nr_pages) = match top.format() {
-            Format::Ploop1(format) => {
-                let header = format.header();
-                // What lies behind the last slot in use is old or preallocated; cut, it will read
-                // as zeros when the file grows again.
-                if top.is_writable() {
-                    let index = 0..chain.cluster().offset(header.first_data);
-                    top.io().reserve(index).inspect_err(|e| {
-                        let errno = e.to_errno();
-                        pr_err!("ploop{device}: no space for the image's index (errno {errno})\n");
-                    })?;
-                    top.io()
-                        .cut(chain.cluster().offset(ImageCluster(chain.end())))?;
-                }
-                let alloc = Alloc::new(
-                    chain.cluster(),
-                    chain.end(),
-                    chain.end(),
-                    header.slots_max(),
-                );
-                (alloc, header.nr_pages())
-            }
-            Format::Raw(_) => (Alloc::new(chain.cluster(), 0, 0, 0), 0),
-        };
+    pub(crate) fn new(
+        device: u32,
+        chain: Chain,
+        parts: Parts,
+        workers: Arc<Workqueue>,
+        shared: Arc<Shared>,
+    ) -> Result<Arc<Self>> {
         let slow = Slow {
-            alloc: alloc.map_err(crate::error::errno)?,
-            dirty: DirtyPages::new(nr_pages).map_err(crate::error::errno)?,
-            lock_waiters: RequestList::new(),
+            alloc: parts.alloc,
+            dirty: parts.dirty,
+            lock_waiters: Waiters::new(),
             space_waiters: RequestList::new(),
-            copy_bufs: if chain.top_level() == Level(0) {
+            copy_bufs: if chain.is_base() {
                 KVec::new()
             } else {
                 cow::buffers()?
@@ -185,27 +223,29 @@ impl<D: Disk> Engine<D> {
             copy_waiters: RequestList::new(),
             commit_waiters: RequestList::new(),
         };
-        let pages = PageBuf::new(ploop_pure::index::BATCH_MAX)?;
+        let pages = Copies::new(&chain)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 device,
                 chain,
                 workers,
-                stats: Stats::new(),
+                shared,
                 is_poisoned: Atomic::new(false),
                 slow <- new_spinlock!(slow),
+                gate <- new_mutex!(()),
                 commit <- new_mutex!(pages),
                 commit_now <- Work::new(Self::run_commit),
                 commit_later <- Work::new(Self::run_commit),
                 make_space <- Work::new(Self::run_make_space),
+                make_space_later <- Work::new(Self::run_make_space),
             }? Error),
             GFP_KERNEL,
         )
     }
 
-    /// The counters.
-    pub(crate) fn stats(&self) -> &Stats {
-        &self.stats
+    /// What outlives the engine: counters and settings.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Whether writes are refused because an index write or sync has failed.
@@ -217,18 +257,25 @@ impl<D: Disk> Engine<D> {
     pub(crate) fn handle(self: &Arc<Self>, mut rq: Request<D>) {
         match rq.pdu().phase {
             Phase::New => {
-                self.stats.requests.add(1, Relaxed);
-                match rq.op() {
-                    Op::Read => self.read(rq),
-                    Op::Write => self.write(rq),
-                    Op::Flush => self.flush(rq),
-                    Op::Other => rq.end(Err(Errno::OpNotSupp.error())),
-                }
+                self.shared.stats.requests.add(1, Relaxed);
+                self.start(rq);
             }
+            Phase::Again => self.start(rq),
             Phase::Moving { level, pos, sync } => self.submit(rq, level, pos, sync),
+            Phase::Space { level, pos, sync } => self.data_lacks_space(rq, level, pos, sync),
             Phase::Act(action) => self.act(rq, action),
             Phase::Done => rq.end(Ok(())),
             Phase::Failed => self.fail(rq),
+        }
+    }
+
+    fn start(self: &Arc<Self>, rq: Request<D>) {
+        match rq.op() {
+            Op::Read => self.read(rq),
+            Op::Write => self.write(rq),
+            Op::Flush => self.flush(rq),
+            Op::Discard | Op::WriteZeroes => self.discard(rq),
+            Op::Other => rq.end(Err(Errno::OpNotSupp.error())),
         }
     }
 
@@ -255,40 +302,60 @@ impl<D: Disk> Engine<D> {
             },
             (Err(e), Some(write)) => {
                 cmd.error = e;
-                let sync = Sync::Data;
-                cmd.is_sync_failed =
-                    matches!(cmd.phase, Phase::Moving { sync: s, .. } if s == sync);
-                cmd.phase = Phase::Act(write.next(Event::Failed));
+                match cmd.phase {
+                    Phase::Moving { level, pos, sync } if is_no_space(e) => {
+                        cmd.phase = Phase::Space { level, pos, sync };
+                    }
+                    phase => {
+                        let sync = Sync::Data;
+                        cmd.is_sync_failed =
+                            matches!(phase, Phase::Moving { sync: s, .. } if s == sync);
+                        cmd.phase = Phase::Act(write.next(Event::Failed));
+                    }
+                }
             }
         }
         rq.enqueue();
     }
 
-    /// The cluster of a request and the byte inside it; an error if it has data in two. The
-    /// disk's limits prevent that.
-    fn cluster_of(&self, rq: &Request<D>) -> Result<(Cluster, u32)> {
+    /// What a read or write works on; an error if it has data in two clusters. The disk's limits
+    /// prevent that.
+    fn extent_of(&self, rq: &Request<D>) -> Result<Extent> {
         let size = self.chain.cluster();
         let (cluster, within) = size.split(rq.pos()).ok_or(EIO)?;
-        if self.chain.is_identity() || u64::from(within) + rq.len() as u64 <= size.bytes() {
-            Ok((cluster, within))
-        } else {
+        let len = rq.len() as u64;
+        if u64::from(within) + len > size.bytes() {
             pr_warn_once!("ploop: a request crosses a cluster\n");
-            Err(EIO)
+            return Err(EIO);
         }
+        // Within a cluster, so it fits.
+        let len = len as u32;
+        Ok(Extent {
+            cluster,
+            within,
+            len,
+        })
     }
 
     fn read(&self, mut rq: Request<D>) {
-        let (cluster, within) = match self.cluster_of(&rq) {
-            Ok(c) => c,
+        let extent = match self.extent_of(&rq) {
+            Ok(extent) => extent,
             Err(e) => return rq.end(Err(e)),
         };
-        match self.chain.lookup(cluster) {
+        rq.pdu().extent = extent;
+        // Before the lookup: who takes the place away waits until we are done.
+        rq.enter();
+        let word = self.chain.word(extent.cluster);
+        if word.is_closed() {
+            return self.wait_for_cluster(rq);
+        }
+        match word.place() {
             Place::Hole => {
                 rq.zero_fill();
                 rq.end(Ok(()));
             }
             Place::Slot { level, at } => {
-                let pos = self.chain.cluster().offset(at) + u64::from(within);
+                let pos = self.chain.cluster().offset(at) + u64::from(extent.within);
                 self.submit(rq, level, pos, Sync::No);
             }
         }
@@ -310,130 +377,9 @@ impl<D: Disk> Engine<D> {
         delta.io().submit(rq, pos + moved as u64, moved, sync);
     }
 
-    fn write(self: &Arc<Self>, mut rq: Request<D>) {
-        let may_write = self.chain.top().is_some_and(|t| t.is_writable());
-        if !may_write || self.is_poisoned() {
-            return rq.end(Err(EIO));
-        }
-        let (cluster, within) = match self.cluster_of(&rq) {
-            Ok(c) => c,
-            Err(e) => return rq.end(Err(e)),
-        };
-        let coverage = if within == 0 && rq.len() as u64 == self.chain.cluster().bytes() {
-            Coverage::Whole
-        } else {
-            Coverage::Part
-        };
-        let durability = if rq.is_fua() {
-            Durability::Fua
-        } else {
-            Durability::Volatile
-        };
-        let mut write = Write::new(durability, coverage, self.chain.top_level());
-        let action = write.next(self.found(cluster, durability));
-        rq.pdu().write = Some(write);
-        self.act(rq, action);
-    }
-
-    /// Where a cluster is. Whether its entry is durable matters for FUA only.
-    fn found(&self, cluster: Cluster, durability: Durability) -> Event {
-        let entry_durable = match durability {
-            Durability::Volatile => true,
-            Durability::Fua => {
-                self.chain.is_identity()
-                    || self.slow.lock().dirty.is_durable(Ploop1::page_of(cluster))
-            }
-        };
-        Event::Found {
-            place: self.chain.lookup(cluster),
-            entry_durable,
-        }
-    }
-
-    /// Does `action` and what follows from it, until the request waits for something or ends.
-    fn act(self: &Arc<Self>, mut rq: Request<D>, mut action: Action) {
-        let (cluster, within) = match self.cluster_of(&rq) {
-            Ok(c) => c,
-            Err(e) => return rq.end(Err(e)),
-        };
-        loop {
-            let event = match action {
-                // It was poisoned while the request waited.
-                Action::Lock | Action::TakeSlot if self.is_poisoned() => Event::Failed,
-                Action::Lock => match self.lock_cluster(rq, cluster) {
-                    Some((r, event)) => {
-                        rq = r;
-                        event
-                    }
-                    None => return,
-                },
-                Action::TakeSlot => match self.take_slot(rq) {
-                    Some((r, event)) => {
-                        rq = r;
-                        event
-                    }
-                    None => return,
-                },
-                Action::CopyBelow { level, from, to } => {
-                    let copy = Copy { level, from, to };
-                    match self.copy_below(rq, copy, within) {
-                        Some((r, event)) => {
-                            rq = r;
-                            event
-                        }
-                        None => return,
-                    }
-                }
-                Action::WriteData { at, durable } => {
-                    return self.write_data(rq, at, within, durable);
-                }
-                Action::UnlockAndWrite { at, durable } => {
-                    self.unlock_cluster(cluster, None);
-                    return self.write_data(rq, at, within, durable);
-                }
-                Action::Publish { at } => {
-                    self.unlock_cluster(cluster, Some(at));
-                    Event::Ok
-                }
-                Action::Commit => return self.join_commit(rq),
-                Action::Done => return rq.end(Ok(())),
-                Action::Abandon { at } => {
-                    self.slow.lock().alloc.give_back(at);
-                    self.unlock_cluster(cluster, None);
-                    return self.fail(rq);
-                }
-                Action::Unlock => {
-                    self.unlock_cluster(cluster, None);
-                    return self.fail(rq);
-                }
-                Action::Fail => return self.fail(rq),
-            };
-            action = match &mut rq.pdu().write {
-                Some(write) => write.next(event),
-                None => Action::Fail,
-            };
-        }
-    }
-
-    fn fail(&self, mut rq: Request<D>) {
-        let cmd = rq.pdu();
-        let error = cmd.error;
-        // A sync reports what was lost once, so this may have been about earlier writes too. No
-        // space for a direct write is about that write alone.
-        if cmd.is_sync_failed {
-            let top = self.chain.top();
-            let is_alone = top.is_some_and(|t| t.io().is_direct()) && is_no_space(error);
-            if !is_alone {
-                self.poison(error);
-            }
-        }
-        rq.end(Err(error));
-    }
-
-    fn write_data(&self, rq: Request<D>, at: ImageCluster, within: u32, durable: bool) {
-        let pos = self.chain.cluster().offset(at) + u64::from(within);
-        let sync = if durable { Sync::Data } else { Sync::No };
-        self.submit(rq, self.chain.top_level(), pos, sync);
+    /// Whether the disk may be written.
+    fn may_write(&self) -> bool {
+        self.chain.top().is_some_and(|t| t.is_writable()) && !self.is_poisoned()
     }
 
     fn flush(self: &Arc<Self>, rq: Request<D>) {
@@ -461,11 +407,27 @@ impl<D: Disk> Engine<D> {
         Err(EIO)
     }
 
+    /// Whether writes wait for space, for who knows how long.
+    pub(crate) fn has_parked(&self) -> bool {
+        !self.slow.lock().space_waiters.is_empty()
+    }
+
+    /// Begins what an engine does on its own account.
+    pub(crate) fn begin(self: &Arc<Self>) {
+        if self.may_write() {
+            self.make_space_soon();
+        }
+    }
+
     /// Ends all that runs on the engine's own account. No request may be in flight or come.
     pub(crate) fn quiet(&self) {
-        self.commit_later.cancel_sync();
-        self.commit_now.cancel_sync();
-        self.make_space.cancel_sync();
+        // What makes space may ask for a commit, and a commit for space.
+        for _ in 0..2 {
+            self.commit_now.cancel_sync();
+            self.commit_later.cancel_sync();
+            self.make_space_later.cancel_sync();
+            self.make_space.cancel_sync();
+        }
     }
 
     /// Makes everything durable and closes the top delta cleanly; leaves its mark if anything
@@ -479,17 +441,27 @@ impl<D: Disk> Engine<D> {
             return Err(EIO);
         }
         self.commit()?;
+        self.cut_top()
+    }
+
+    /// Gives the space of all free slots back and cuts the file behind the last one in use. All
+    /// entries are durable.
+    fn cut_top(&self) -> Result<Closed> {
+        let top = self.chain.top().ok_or(ENOENT)?;
         let Format::Ploop1(format) = top.format() else {
             return Ok(Closed::Clean { is_empty: false });
         };
-        let head = self.slow.lock().alloc.head();
+        self.clean_freed()?;
+        let (head, end) = {
+            let mut slow = self.slow.lock();
+            (slow.alloc.head(), slow.alloc.cut())
+        };
         self.check_length(head)?;
-        top.io()
-            .cut(self.chain.cluster().offset(ImageCluster(head)))?;
+        top.io().cut(self.chain.cluster().offset(ImageCluster(end)))?;
         top.io().sync()?;
         let first = format.header().first_data;
         Ok(Closed::Clean {
-            is_empty: ImageCluster(head) == first,
+            is_empty: ImageCluster(end) == first,
         })
     }
 }

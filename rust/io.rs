@@ -15,6 +15,9 @@ use crate::sys::{
 };
 use core::ops::Range;
 
+/// Bytes behind the end of a file that are punched to see whether that can be done.
+const PUNCH_PROBE: u64 = 1 << 20;
+
 /// An open image file.
 pub(crate) enum Io {
     /// Through the file system, or the page cache of a block device, that holds the file.
@@ -108,6 +111,22 @@ impl Io {
     /// Makes `range` read as zeros, giving its space back where the file system can.
     pub(crate) fn punch(&self, range: Range<u64>) -> Result {
         self.file().as_file().punch(range)
+    }
+
+    /// Makes `range` read as zeros, keeping its space.
+    pub(crate) fn zero(&self, range: Range<u64>) -> Result {
+        self.file().as_file().zero(range)
+    }
+
+    /// Whether [`Self::punch`] works on this file.
+    pub(crate) fn can_punch(&self) -> bool {
+        let file = self.file().as_file();
+        // Behind the end of a file there is nothing to lose.
+        file.kind() == Kind::Regular
+            && self.len().is_ok_and(|len| {
+                let start = len.next_multiple_of(PUNCH_PROBE);
+                file.punch(start..start.saturating_add(PUNCH_PROBE)).is_ok()
+            })
     }
 
     /// Moves a request's data; see [`Request::submit`].

@@ -65,6 +65,8 @@ pub(crate) struct Delta {
     io: Io,
     format: Format,
     args: OpenArgs,
+    /// It may be written. Changed, once, under the device's control lock only.
+    is_writable: Atomic<bool>,
     /// The in-use mark on disk is ours. Changed under the device's control lock only.
     is_marked: Atomic<bool>,
     /// No entry was used when the delta was opened, or closed last.
@@ -72,7 +74,7 @@ pub(crate) struct Delta {
     /// It could not be closed cleanly: it is left as it is until it has been opened anew.
     is_spoiled: Atomic<bool>,
     info: Arc<Info>,
-    _lock: ImageLock,
+    lock: ImageLock,
 }
 
 impl Delta {
@@ -90,11 +92,12 @@ impl Delta {
             io,
             format,
             args,
+            is_writable: Atomic::new(args.access == Access::ReadWrite),
             is_marked: Atomic::new(false),
             is_empty: Atomic::new(false),
             is_spoiled: Atomic::new(false),
             info: Arc::new(info, GFP_KERNEL)?,
-            _lock: lock,
+            lock,
         };
         if let Format::Ploop1(_) = delta.format {
             let usage = delta.scan_index(device, |_, _| Ok(()))?;
@@ -138,7 +141,15 @@ impl Delta {
 
     /// Whether the delta may be written.
     pub(crate) fn is_writable(&self) -> bool {
-        self.args.access == Access::ReadWrite
+        self.is_writable.load(Relaxed)
+    }
+
+    /// From here on the delta, whose mark is cleared, is only read; others may read it too.
+    /// Returns what sysfs shows of it then.
+    pub(crate) fn seal(&self) -> Result<Arc<Info>> {
+        self.is_writable.store(false, Relaxed);
+        self.lock.downgrade(self.io.as_file());
+        Info::new(&self.io, &self.format, Access::Read).and_then(|i| Ok(Arc::new(i, GFP_KERNEL)?))
     }
 
     /// The delta could not be closed cleanly.
@@ -252,6 +263,11 @@ impl Delta {
         Ok(())
     }
 
+    /// Whether no entry was used when the delta was opened, or closed last.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.is_empty.load(Relaxed)
+    }
+
     /// Clears the mark. The caller has made data, index and length durable before; nothing may
     /// have failed (ordering rule 6).
     pub(crate) fn unmark(&self, is_empty: bool) -> Result {
@@ -300,7 +316,16 @@ impl Delta {
                 let page = buf.page_mut(idx).ok_or(EINVAL)?;
                 format.encode_page(page_no, page, lookup)
             }
-            Format::Raw(_) => Err(EINVAL),
+            // No index.
+            Format::Raw(_) => Ok(()),
+        }
+    }
+
+    /// Pages of the index; none of a raw delta.
+    pub(crate) fn nr_index_pages(&self) -> u32 {
+        match &self.format {
+            Format::Ploop1(format) => format.header().nr_pages(),
+            Format::Raw(_) => 0,
         }
     }
 

@@ -53,12 +53,13 @@ pub(super) fn ctl(arg: usize) -> Result<abi::Ctl> {
     Ok(ctl)
 }
 
-/// Argument of ADD_DELTA whose head is `ctl`: the caller's open file, how to open it, and a cookie.
+/// Argument of ADD_DELTA, SNAPSHOT or REPLACE_DELTA whose head is `ctl`, of which these flags are
+/// known: the caller's open file, how to open it, and a cookie.
 pub(super) fn add_delta(
     arg: usize,
     ctl: abi::Ctl,
+    flags: u32,
 ) -> Result<(File, OpenArgs, Option<abi::Cookie>)> {
-    let flags = abi::FLAG_RDONLY | abi::FLAG_COOKIE | abi::FLAG_ACCEPT_INUSE;
     if ctl.flags & !flags != 0 || ctl.mbz1 != 0 || ctl.mbz2 != 0 {
         return Err(EINVAL);
     }

@@ -26,6 +26,9 @@ pub(super) fn capacity(engine: &Engine<Device>, index: u32) -> u64 {
 /// Preferred I/O is the cluster, but not more than this: it decides how much is read ahead.
 const IO_OPT_MAX: u64 = 4 << 20;
 
+/// What file systems give back at once; a part of that is made zero.
+const DISCARD_GRANULARITY: u32 = 4096;
+
 /// The limits of a running disk.
 pub(super) fn limits(engine: &Engine<Device>) -> Limits {
     let chain = &engine.chain;
@@ -36,12 +39,12 @@ pub(super) fn limits(engine: &Engine<Device>) -> Limits {
     Limits {
         logical_block: offset.unwrap_or(512),
         memory_align: memory.unwrap_or(512),
-        // One request touches one cluster, unless clusters do not matter.
-        chunk_sectors: if chain.is_identity() {
-            0
-        } else {
-            cluster.sectors()
-        },
+        // One read or write touches one cluster.
+        chunk_sectors: cluster.sectors(),
         io_opt: cluster.bytes().min(IO_OPT_MAX) as u32,
+        discard_granularity: match chain.top() {
+            Some(top) if top.is_writable() && top.io().can_punch() => DISCARD_GRANULARITY,
+            Some(_) | None => 0,
+        },
     }
 }

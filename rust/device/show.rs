@@ -2,10 +2,13 @@
 //! What sysfs shows of a device: `pstate/`, `pdelta/LEVEL/` and `ptune/`, as libploop reads them.
 
 use super::Device;
-use crate::sys::{
-    gen_disk::DiskRef,
-    prelude::*,
-    sysfs::{Dir, Files, Output, ShowFiles},
+use crate::{
+    engine::Stats,
+    sys::{
+        gen_disk::DiskRef,
+        prelude::*,
+        sysfs::{Dir, Files, Output, ShowFiles},
+    },
 };
 use core::fmt::Write;
 
@@ -111,8 +114,8 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
     let this = disk.driver();
     let view = this.view.lock().clone();
     let engine = view.engine.as_deref();
-    let count = |f: fn(&crate::engine::Stats) -> &Atomic<u64>| {
-        engine.map_or(0, |e| f(e.stats()).load(Relaxed))
+    let count = |f: fn(&Stats) -> &Atomic<u64>| {
+        engine.map_or(0, |e| f(&e.shared().stats).load(Relaxed))
     };
     let number = match file.to_bytes() {
         b"aborted" => engine.is_some_and(|e| e.is_poisoned()).into(),

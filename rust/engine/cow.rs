@@ -4,7 +4,7 @@
 //! The copy goes through a few buffers that the engine has from the start; who finds none waits
 //! for one. What reads as zeros is not written: a slot that was just taken reads as zeros too.
 
-use super::{lockout::wake, Disk, Engine, Phase};
+use super::{is_no_space, lockout::wake, Disk, Engine, Phase};
 use crate::sys::{
     mq::{Request, RequestList},
     pages::{PageBuf, PAGE_BYTES},
@@ -42,29 +42,32 @@ pub(super) struct Copy {
 }
 
 impl<D: Disk> Engine<D> {
-    /// Copies what `rq` does not cover of its cluster; it covers `len` bytes from `within` on.
-    /// `None` if `rq` now waits for a buffer: its handler is called again when one is free.
+    /// Copies what `rq` does not cover of its cluster. `None` if `rq` now waits for a buffer, or for
+    /// space: its handler is called again when there is.
     pub(super) fn copy_below(
-        &self,
+        self: &Arc<Self>,
         mut rq: Request<D>,
         copy: Copy,
-        within: u32,
     ) -> Option<(Request<D>, Event)> {
+        let again = {
+            let Copy { level, from, to } = copy;
+            Phase::Act(Action::CopyBelow { level, from, to })
+        };
         let mut buf = {
             let mut slow = self.slow.lock();
             match slow.copy_bufs.pop() {
                 Some(buf) => buf,
                 None => {
-                    let Copy { level, from, to } = copy;
-                    rq.pdu().phase = Phase::Act(Action::CopyBelow { level, from, to });
+                    rq.pdu().phase = again;
                     slow.copy_waiters.push_back(rq);
                     return None;
                 }
             }
         };
         let size = self.chain.cluster().bytes();
-        let start = u64::from(within);
-        let end = start + rq.len() as u64;
+        let extent = rq.pdu().extent;
+        let start = u64::from(extent.within);
+        let end = start + u64::from(extent.len);
         // Whole pages: the write's own part is written after this.
         let page = PAGE_BYTES as u64;
         let head = 0..start.next_multiple_of(page);
@@ -77,6 +80,10 @@ impl<D: Disk> Engine<D> {
             Ok(()) => Event::Ok,
             Err(e) => {
                 rq.pdu().error = e;
+                if is_no_space(e) {
+                    rq.pdu().phase = again;
+                    rq = self.park(rq)?;
+                }
                 Event::Failed
             }
         };
@@ -96,8 +103,8 @@ impl<D: Disk> Engine<D> {
         wake(woken);
     }
 
-    /// Copies `range` of the cluster, in bytes, whole pages.
-    fn copy_range(&self, copy: Copy, range: Range<u64>, buf: &mut PageBuf) -> Result {
+    /// Copies `range` of the cluster, in bytes, whole pages, to a slot that reads as zeros.
+    pub(super) fn copy_range(&self, copy: Copy, range: Range<u64>, buf: &mut PageBuf) -> Result {
         let lower = self.chain.delta(copy.level).ok_or(EIO)?;
         let top = self.chain.top().ok_or(EIO)?;
         let size = self.chain.cluster();

@@ -11,17 +11,44 @@ use super::{
     lockout::{wake, wake_failed},
     Disk, Engine, Phase,
 };
-use crate::sys::{
-    mq::{noio, Request},
-    pages::PageBuf,
-    prelude::*,
-    work::Work,
+use crate::{
+    chain::{delta::Delta, Chain},
+    sys::{
+        mq::{noio, Request},
+        pages::PageBuf,
+        prelude::*,
+        work::Work,
+    },
 };
 use core::ops::Range;
-use ploop_pure::commit::{Action, Commit, Event};
+use ploop_pure::{
+    commit::{Action, Commit, Event},
+    index::BATCH_MAX,
+};
 
 /// Milliseconds after which an entry is written even if nobody asks.
 pub(crate) const COMMIT_DELAY_MS: u32 = 5000;
+
+/// Copies of index pages.
+pub(super) struct Copies {
+    /// Of the top.
+    index: PageBuf,
+    /// Of the source of a merge.
+    drops: Option<PageBuf>,
+}
+
+impl Copies {
+    /// For a batch.
+    pub(super) fn new(chain: &Chain) -> Result<Self> {
+        Ok(Self {
+            index: PageBuf::new(BATCH_MAX)?,
+            drops: match chain.source() {
+                Some(_) => Some(PageBuf::new(BATCH_MAX)?),
+                None => None,
+            },
+        })
+    }
+}
 
 impl<D: Disk> Engine<D> {
     /// Puts a flush, or a write with FUA that has written its data, among those who wait for the
@@ -52,8 +79,16 @@ impl<D: Disk> Engine<D> {
             slow.commit_waiters.take()
         };
         match self.commit() {
-            Ok(()) => wake(waiters),
-            Err(e) => wake_failed(waiters, e),
+            Ok(()) => {
+                wake(waiters);
+                self.make_space_soon();
+            }
+            Err(e) => {
+                wake_failed(waiters, e);
+                if !self.is_poisoned() {
+                    self.commit_soon();
+                }
+            }
         }
     }
 
@@ -61,69 +96,115 @@ impl<D: Disk> Engine<D> {
     /// image is poisoned: what is on disk is not known any more, so nothing is written to it until
     /// it has been closed and checked; its mark stays. Only a lack of space for the index itself is
     /// not fatal: its pages stay dirty.
+    ///
+    /// Waits for the end of a snapshot that made this top (ordering rule 7).
     pub(crate) fn commit(&self) -> Result {
-        // Memory must not be got by writing to this very disk.
-        noio(|| self.commit_all())
+        let _gate = self.gate.lock();
+        self.commit_here()
     }
 
-    fn commit_all(&self) -> Result {
-        let top = self.chain.top().ok_or(EIO)?;
-        let mut buf = self.commit.lock();
-        if self.is_poisoned() {
-            return Err(EIO);
+    /// The same without waiting.
+    pub(super) fn commit_here(&self) -> Result {
+        let mut copies = self.commit.lock();
+        let (commit, action) = Commit::start(self.chain.source().is_some());
+        self.slow.lock().alloc.commit_begins();
+        self.drive(&mut copies, commit, action)
+    }
+
+    /// Copies the last dirty index pages, for [`Self::commit_copied`]. Nothing is published from
+    /// here on; if there are too many, they are committed right away.
+    pub(super) fn copy_last(&self) -> Result<usize> {
+        if self.slow.lock().dirty.nr_dirty() > ploop_pure::index::BATCH_MAX {
+            self.commit_here()?;
         }
-        let (mut commit, mut action) = Commit::start();
-        let (mut error, mut is_index_full) = (EIO, false);
-        loop {
-            let result = match action {
-                Action::Copy { cursor } => match self.copy_batch(cursor, &mut buf) {
-                    Ok(event) => {
-                        action = commit.next(event);
-                        continue;
-                    }
-                    Err(e) => Err(e),
-                },
-                Action::SyncData => top.io().sync(),
-                Action::WriteIndex => self
-                    .write_batch(&buf)
-                    .inspect_err(|e| is_index_full = is_no_space(*e)),
-                Action::SyncIndex => top
-                    .io()
-                    .sync()
-                    .inspect(|()| self.slow.lock().dirty.settle(true)),
-                Action::Done => {
-                    self.stats.commits.add(1, Relaxed);
-                    return Ok(());
-                }
-                Action::Fail => {
-                    if is_index_full {
-                        // The pages on disk are whole, the copies can be written again.
-                        self.slow.lock().dirty.settle(false);
-                    } else {
-                        self.poison(error);
-                    }
-                    return Err(error);
-                }
-            };
-            let event = result.map_or_else(
-                |e| {
-                    error = e;
-                    Event::Failed
-                },
-                |()| Event::Ok,
-            );
-            action = commit.next(event);
+        let mut copies = self.commit.lock();
+        self.slow.lock().alloc.commit_begins();
+        match self.copy_batch(0, &mut copies)? {
+            Event::Copied { nr, .. } => Ok(nr),
+            Event::Ok | Event::Failed => Err(EIO),
         }
+    }
+
+    /// Commits the `nr` pages of [`Self::copy_last`].
+    pub(super) fn commit_copied(&self, nr: usize) -> Result {
+        let mut copies = self.commit.lock();
+        let (commit, action) = Commit::of_copies(nr);
+        self.drive(&mut copies, commit, action)
+    }
+
+    fn drive(&self, copies: &mut Copies, mut commit: Commit, mut action: Action) -> Result {
+        // Memory must not be got by writing to this very disk.
+        noio(|| {
+            let top = self.chain.top().ok_or(EIO)?;
+            let source = self.chain.source();
+            let (mut error, mut is_index_full) = (EIO, false);
+            if self.is_poisoned() {
+                return Err(EIO);
+            }
+            loop {
+                let result = match action {
+                    Action::Copy { cursor } => match self.copy_batch(cursor, copies) {
+                        Ok(event) => {
+                            action = commit.next(event);
+                            continue;
+                        }
+                        Err(e) => Err(e),
+                    },
+                    Action::SyncData => top.io().sync(),
+                    Action::WriteIndex => self
+                        .write_batch(top, &copies.index)
+                        .inspect_err(|e| is_index_full = is_no_space(*e)),
+                    Action::SyncIndex => top.io().sync().inspect(|()| {
+                        if source.is_none() {
+                            self.slow.lock().dirty.settle(true);
+                        }
+                    }),
+                    Action::WriteDrops => match (source, &copies.drops) {
+                        (Some((_, source)), Some(drops)) => self
+                            .write_batch(source, drops)
+                            .inspect_err(|e| is_index_full = is_no_space(*e)),
+                        (None, _) | (_, None) => Err(EIO),
+                    },
+                    Action::SyncDrops => source
+                        .ok_or(EIO)
+                        .and_then(|(_, source)| source.io().sync())
+                        .inspect(|()| self.slow.lock().dirty.settle(true)),
+                    Action::Done => {
+                        self.slow.lock().alloc.commit_ended(true);
+                        self.shared.stats.commits.add(1, Relaxed);
+                        return Ok(());
+                    }
+                    Action::Fail => {
+                        self.slow.lock().alloc.commit_ended(false);
+                        if is_index_full {
+                            // The pages on disk are whole, the copies can be written again.
+                            self.slow.lock().dirty.settle(false);
+                        } else {
+                            self.poison(error);
+                        }
+                        return Err(error);
+                    }
+                };
+                let event = result.map_or_else(
+                    |e| {
+                        error = e;
+                        Event::Failed
+                    },
+                    |()| Event::Ok,
+                );
+                action = commit.next(event);
+            }
+        })
     }
 
     /// Moves dirty pages into flight and copies them from the map, which may change meanwhile:
     /// what is published later makes its page dirty again.
-    fn copy_batch(&self, cursor: u32, buf: &mut PageBuf) -> Result<Event> {
+    fn copy_batch(&self, cursor: u32, copies: &mut Copies) -> Result<Event> {
         let top = self.chain.top().ok_or(EIO)?;
         let (pages, nr, next) = {
             let mut slow = self.slow.lock();
             let next = slow.dirty.take_batch(cursor);
-            let mut pages = [0; ploop_pure::index::BATCH_MAX];
+            let mut pages = [0; BATCH_MAX];
             let batch = slow.dirty.batch();
             for (to, from) in pages.iter_mut().zip(batch) {
                 *to = *from;
@@ -131,31 +212,40 @@ impl<D: Disk> Engine<D> {
             (pages, batch.len(), next)
         };
         for (idx, page_no) in pages.into_iter().take(nr).enumerate() {
-            top.encode_index(page_no, buf, idx, |c| self.chain.slot_in_top(c))?;
+            // The source first: what moves to the destination in between is in both, never in
+            // neither.
+            if let (Some((level, source)), Some(drops)) = (self.chain.source(), &mut copies.drops) {
+                source.encode_index(page_no, drops, idx, |c| self.chain.slot_of(level, c))?;
+            }
+            top.encode_index(page_no, &mut copies.index, idx, |c| {
+                self.chain.slot_in_top(c)
+            })?;
         }
         Ok(Event::Copied { nr, next })
     }
 
-    /// Writes the copies, neighbouring pages at once.
-    fn write_batch(&self, buf: &PageBuf) -> Result {
-        let top = self.chain.top().ok_or(EIO)?;
+    /// Writes the copies of a delta's pages, neighbouring pages at once.
+    fn write_batch(&self, delta: &Delta, buf: &PageBuf) -> Result {
+        let end = delta.nr_index_pages();
         let mut run: Option<(u32, Range<usize>)> = None;
         // The batch changes only under the mutex that our caller holds.
         for idx in 0..buf.len() {
             let page_no = self.slow.lock().dirty.batch().get(idx).copied();
-            let Some(page_no) = page_no else { break };
-            self.stats.index_pages.add(1, Relaxed);
+            let Some(page_no) = page_no.filter(|p| *p < end) else {
+                break;
+            };
+            self.shared.stats.index_pages.add(1, Relaxed);
             match &mut run {
                 Some((first, range)) if *first + range.len() as u32 == page_no => range.end += 1,
                 other => {
                     if let Some((first, range)) = other.replace((page_no, idx..idx + 1)) {
-                        top.write_index(first, buf, range)?;
+                        delta.write_index(first, buf, range)?;
                     }
                 }
             }
         }
         match run {
-            Some((first, range)) => top.write_index(first, buf, range),
+            Some((first, range)) => delta.write_index(first, buf, range),
             None => Ok(()),
         }
     }

@@ -15,22 +15,33 @@ use crate::sys::{
     prelude::*,
     work::Work,
 };
+use core::ops::Range;
 use ploop_pure::{
-    alloc::Take,
+    alloc::{Room, Take},
     flow::{Action, Event},
     units::ImageCluster,
 };
+
+/// Milliseconds until space is looked for again when there was none.
+const RETRY_MS: u32 = 1000;
+/// Runs of slots made zero before one sync.
+const RUNS_MAX: usize = 64;
+/// Slots of such a run.
+const RUN_SLOTS_MAX: u32 = 1024;
 
 impl<D: Disk> Engine<D> {
     /// Takes a slot for `rq`. `None` if `rq` now waits for the file to grow: its handler is called
     /// again when it has, or when it cannot.
     pub(super) fn take_slot(self: &Arc<Self>, mut rq: Request<D>) -> Option<(Request<D>, Event)> {
+        rq.pdu().phase = Phase::Act(Action::TakeSlot);
+        if let Some(at) = self.chain.hidden(rq.pdu().extent.cluster) {
+            return self.reuse_hidden(rq, at);
+        }
         let (taken, is_low) = {
             let mut slow = self.slow.lock();
             let taken = slow.alloc.take();
             let is_low = slow.alloc.is_low();
             if taken == Take::NeedSpace {
-                rq.pdu().phase = Phase::Act(Action::TakeSlot);
                 slow.space_waiters.push_back(rq);
                 drop(slow);
                 self.make_space_soon();
@@ -43,7 +54,7 @@ impl<D: Disk> Engine<D> {
         }
         let event = match taken {
             Take::Slot(at) => {
-                self.stats.allocated.add(1, Relaxed);
+                self.shared.stats.allocated.add(1, Relaxed);
                 Event::Slot(at)
             }
             Take::Full | Take::NeedSpace => {
@@ -54,39 +65,151 @@ impl<D: Disk> Engine<D> {
         Some((rq, event))
     }
 
-    fn make_space_soon(self: &Arc<Self>) {
-        Work::queue(self.clone(), |e| &e.make_space, &self.workers, 0);
-    }
-
-    /// The work item: cleans what came back, grows the file, and lets those who wait try again.
-    pub(super) fn run_make_space(self: Arc<Self>) {
-        let grown = noio(|| self.clean_returned().and_then(|()| self.grow()));
-        let waiters = self.slow.lock().space_waiters.take();
-        match grown {
-            Ok(()) => wake(waiters),
-            Err(e) => wake_failed(waiters, e),
+    /// Takes the slot that the destination of a merge has had all the time. Nobody can read it
+    /// while the source hides it, so it may be made zero first, as fresh slots are.
+    fn reuse_hidden(
+        self: &Arc<Self>,
+        mut rq: Request<D>,
+        at: ImageCluster,
+    ) -> Option<(Request<D>, Event)> {
+        match self.zero_slot(at) {
+            Ok(()) => Some((rq, Event::Slot(at))),
+            Err(e) => {
+                rq.pdu().error = e;
+                if is_no_space(e) {
+                    rq = self.park(rq)?;
+                }
+                Some((rq, Event::Failed))
+            }
         }
     }
 
-    /// Makes slots of failed writes read as zeros, durably, so that they can be used again
-    /// (ordering rule 4). What cannot be cleaned is left to the check after detach.
-    fn clean_returned(&self) -> Result {
+    /// Makes a slot of the top read as zeros.
+    pub(super) fn zero_slot(&self, at: ImageCluster) -> Result {
+        let size = self.chain.cluster();
+        let start = size.offset(at);
+        let top = self.chain.top().ok_or(EIO)?;
+        // The last cluster of a raw file may be a part.
+        let end = (start + size.bytes()).min(top.io().len()?);
+        if start >= end {
+            return Ok(());
+        }
+        match top.io().zero(start..end) {
+            Err(e) if Errno::OpNotSupp.is(e) => top.io().punch(start..end),
+            other => other,
+        }
+    }
+
+    /// Lets a request, whose phase says how it goes on, wait until there may be space. It comes
+    /// back at once if it must not wait.
+    pub(super) fn park(self: &Arc<Self>, rq: Request<D>) -> Option<Request<D>> {
+        if self.shared.fails_when_full() {
+            return Some(rq);
+        }
+        self.shared.set_full(true, self.device);
+        self.slow.lock().space_waiters.push_back(rq);
+        self.make_space_later();
+        None
+    }
+
+    pub(super) fn make_space_soon(self: &Arc<Self>) {
+        Work::queue(self.clone(), |e| &e.make_space, &self.workers, 0);
+    }
+
+    fn make_space_later(self: &Arc<Self>) {
+        Work::queue(
+            self.clone(),
+            |e| &e.make_space_later,
+            &self.workers,
+            RETRY_MS,
+        );
+    }
+
+    /// The work item: cleans what came back, grows the file, and lets those who wait try again.
+    /// Without space they go on waiting, and it is tried again before long.
+    pub(super) fn run_make_space(self: Arc<Self>) {
+        let made = noio(|| {
+            self.commit_releases()
+                .and_then(|()| self.clean_freed())
+                .and_then(|()| self.grow())
+        });
+        match made {
+            Ok(()) => {
+                let waiters = self.slow.lock().space_waiters.take();
+                if !waiters.is_empty() {
+                    self.shared.set_full(false, self.device);
+                }
+                wake(waiters);
+            }
+            Err(e) if is_no_space(e) && !self.shared.fails_when_full() => {
+                let has_parked = self.has_parked();
+                if has_parked {
+                    self.shared.set_full(true, self.device);
+                    self.make_space_later();
+                }
+            }
+            Err(e) => wake_failed(self.slow.lock().space_waiters.take(), e),
+        }
+    }
+
+    /// Ends the waiting for space of all who do: they fail, unless there is space now.
+    pub(crate) fn retry_parked(self: &Arc<Self>) {
+        self.make_space_soon();
+    }
+
+    /// Makes releases of slots durable where only they can give space.
+    fn commit_releases(&self) -> Result {
+        let is_wanted = {
+            let slow = self.slow.lock();
+            let alloc = &slow.alloc;
+            alloc.head() >= alloc.limit()
+                && alloc.nr_clean() == 0
+                && alloc.target().is_none()
+                && alloc.has_pending()
+        };
+        if is_wanted {
+            self.commit()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes slots that came back read as zeros, durably, so that they can be used again
+    /// (ordering rule 4), and gives their space back to the file system. What cannot be cleaned is
+    /// left until the image is opened anew.
+    pub(super) fn clean_freed(&self) -> Result {
         let top = self.chain.top().ok_or(EIO)?;
         let size = self.chain.cluster();
         loop {
-            let Some(at) = self.slow.lock().alloc.next_returned() else {
+            let mut runs: [Option<Range<u32>>; RUNS_MAX] = [const { None }; RUNS_MAX];
+            let mut is_last = false;
+            for place in &mut runs {
+                let Some(run) = self.slow.lock().alloc.next_freed(RUN_SLOTS_MAX) else {
+                    is_last = true;
+                    break;
+                };
+                let bytes = |at| size.offset(ImageCluster(at));
+                match top.io().punch(bytes(run.start)..bytes(run.end)) {
+                    Ok(()) => *place = Some(run),
+                    Err(_) => self.slow.lock().alloc.lost(run),
+                }
+            }
+            if runs.iter().all(Option::is_none) {
                 return Ok(());
-            };
-            let start = size.offset(at);
-            let punched = top.io().punch(start..start + size.bytes());
-            let synced = punched.and_then(|()| {
-                // What a sync reports may be about other writes, and it reports it once.
-                top.io().sync().inspect_err(|e| self.poison(*e))
-            });
+            }
+            // What a sync reports may be about other writes, and it reports it once.
+            let synced = top.io().sync().inspect_err(|e| self.poison(*e));
             let mut slow = self.slow.lock();
-            match synced {
-                Ok(()) => slow.alloc.cleaned(at),
-                Err(_) => slow.alloc.lost(),
+            for run in runs.into_iter().flatten() {
+                match synced {
+                    Ok(()) => slow.alloc.cleaned(run),
+                    Err(_) => slow.alloc.lost(run),
+                }
+            }
+            drop(slow);
+            synced?;
+            if is_last {
+                return Ok(());
             }
         }
     }
@@ -110,10 +233,13 @@ impl<D: Disk> Engine<D> {
         let offset = |clusters| self.chain.cluster().offset(ImageCluster(clusters));
         let mut result = Err(ENOSPC);
         for target in targets.into_iter().flatten() {
+            let mut room = Room::new(target).map_err(crate::error::errno)?;
             result = top.io().grow(offset(limit)..offset(target));
             match result {
                 Ok(()) => {
-                    self.slow.lock().alloc.grown(target);
+                    let mut slow = self.slow.lock();
+                    slow.alloc.expand(&mut room);
+                    slow.alloc.grown(target);
                     return Ok(());
                 }
                 Err(e) if is_no_space(e) => {}

@@ -129,6 +129,22 @@ impl Images {
     }
 }
 
+impl ImageLock {
+    /// From here on the image, of which `file` is the open file that was locked, is only read.
+    pub(crate) fn downgrade(&self, file: &File) {
+        let mut users = self.images.users.lock();
+        let is_ours = |u: &&mut User| u.inode_key == self.inode_key && u.device == self.device;
+        if let Some(user) = users.iter_mut().find(is_ours) {
+            user.access = Access::Read;
+        }
+        for byte in SHOWN_TO_WRITE {
+            if !SHOWN_TO_READ.contains(&byte) {
+                file.unlock_byte(byte);
+            }
+        }
+    }
+}
+
 /// An image taken in the table.
 pub(crate) struct ImageLock {
     images: Arc<Images>,

@@ -210,6 +210,12 @@ impl File {
         self.fallocate(mode, range)
     }
 
+    /// Makes `range` read as zeros, keeping its space.
+    pub(crate) fn zero(&self, range: Range<u64>) -> Result {
+        let mode = bindings::FALLOC_FL_ZERO_RANGE | bindings::FALLOC_FL_KEEP_SIZE;
+        self.fallocate(mode, range)
+    }
+
     /// Cuts the file, or grows it by a hole, to `len` bytes.
     pub(crate) fn truncate(&self, len: u64) -> Result {
         let len = i64::try_from(len).map_err(|_| EFBIG)?;
@@ -223,6 +229,12 @@ impl File {
     pub(crate) fn lock_byte(&self, at: u8) -> Result {
         // SAFETY: A live file by the invariant.
         to_result(unsafe { bindings::ploop_ofd_read_lock(self.raw.as_ptr(), i64::from(at)) })
+    }
+
+    /// Ends [`Self::lock_byte`].
+    pub(crate) fn unlock_byte(&self, at: u8) {
+        // SAFETY: A live file by the invariant.
+        unsafe { bindings::ploop_ofd_unlock(self.raw.as_ptr(), i64::from(at)) };
     }
 
     /// Whether another open file holds a lock on byte `at`: the holder's pid, -1 if it has none.

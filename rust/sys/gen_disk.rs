@@ -46,10 +46,16 @@ pub(crate) struct Limits {
     pub(crate) chunk_sectors: u32,
     /// Preferred I/O in bytes.
     pub(crate) io_opt: u32,
+    /// Smallest range in bytes whose space a discard gives back; 0: none can be discarded.
+    pub(crate) discard_granularity: u32,
 }
 
 /// Most sectors of one request: 1280 KiB, as loop has.
 const REQUEST_SECTORS_MAX: u32 = 2560;
+/// Most sectors of one discard or write-zeroes request.
+const DISCARD_SECTORS_MAX: u32 = 1 << 21;
+/// Milliseconds between two looks at whether waiting for requests is to be given up.
+const FREEZE_LOOK_MS: c_uint = 100;
 /// Most segments of one request.
 const SEGMENTS_MAX: u16 = 256;
 
@@ -60,9 +66,14 @@ impl Limits {
         memory_align: 512,
         chunk_sectors: 0,
         io_opt: 0,
+        discard_granularity: 0,
     };
 
     fn to_raw(self) -> bindings::queue_limits {
+        let discard_sectors = match self.discard_granularity {
+            0 => 0,
+            _ => DISCARD_SECTORS_MAX,
+        };
         bindings::queue_limits {
             logical_block_size: self.logical_block,
             physical_block_size: 4096,
@@ -71,6 +82,13 @@ impl Limits {
             chunk_sectors: self.chunk_sectors,
             max_hw_sectors: REQUEST_SECTORS_MAX,
             max_segments: SEGMENTS_MAX,
+            max_hw_discard_sectors: discard_sectors,
+            max_user_discard_sectors: c_uint::MAX,
+            max_discard_segments: 1,
+            discard_granularity: self.discard_granularity,
+            max_write_zeroes_sectors: discard_sectors,
+            max_hw_wzeroes_unmap_sectors: discard_sectors,
+            max_user_wzeroes_unmap_sectors: c_uint::MAX,
             dma_alignment: self.memory_align.saturating_sub(1),
             features: bindings::BLK_FEAT_WRITE_CACHE | bindings::BLK_FEAT_FUA,
             ..pin_init::zeroed()
@@ -256,18 +274,66 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
     }
 
     /// Calls `f` while no request is in flight, none enters, and no request handler runs. What
-    /// `f` allocates never starts I/O.
-    pub(crate) fn frozen<R>(self, f: impl FnOnce(&QueueFrozen<'_>) -> R) -> R {
+    /// `f` allocates never starts I/O. `None`, and requests go on, if `give_up` says so, which is
+    /// asked now and then while requests in flight are waited for.
+    pub(crate) fn frozen<R>(
+        self,
+        give_up: impl Fn() -> bool,
+        f: impl FnOnce(&QueueFrozen<'_>) -> R,
+    ) -> Option<R> {
         // SAFETY: A live disk has its queue.
         let queue = unsafe { (*self.0.as_ptr()).queue };
         // SAFETY: As above.
-        let flags = unsafe { bindings::ploop_freeze_queue(queue) };
+        let flags = unsafe { bindings::ploop_freeze_start(queue) };
+        // SAFETY: As above; freezing has started.
+        while !unsafe { bindings::ploop_freeze_wait(queue, FREEZE_LOOK_MS) } {
+            if give_up() {
+                // SAFETY: Started above.
+                unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
+                return None;
+            }
+        }
         // A handler may still be on its way out after ending its request.
         self.driver().workers().flush();
         let r = f(&QueueFrozen::new(self.driver()));
         // SAFETY: Frozen above.
         unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
-        r
+        Some(r)
+    }
+
+    /// A reference that keeps the disk's memory and its driver, though not the disk from being
+    /// removed.
+    pub(crate) fn hold(self) -> HeldDisk<D> {
+        // SAFETY: A live disk.
+        unsafe { bindings::ploop_get_disk(self.0.as_ptr()) };
+        // INVARIANT: The reference is ours.
+        HeldDisk(self.0, PhantomData)
+    }
+}
+
+/// A reference to a disk.
+///
+/// # Invariants
+///
+/// The pointer is a disk of `D` that was added; we own a reference to it.
+pub(crate) struct HeldDisk<D: BlockDevice>(NonNull<bindings::gendisk>, PhantomData<Arc<D>>);
+
+// SAFETY: The C functions used are thread-safe.
+unsafe impl<D: BlockDevice> Send for HeldDisk<D> {}
+// SAFETY: As above.
+unsafe impl<D: BlockDevice> Sync for HeldDisk<D> {}
+
+impl<D: BlockDevice> HeldDisk<D> {
+    /// The disk, for its methods.
+    pub(crate) fn as_ref(&self) -> DiskRef<'_, D> {
+        DiskRef(self.0, PhantomData)
+    }
+}
+
+impl<D: BlockDevice> Drop for HeldDisk<D> {
+    fn drop(&mut self) {
+        // SAFETY: Our reference by the invariant.
+        unsafe { bindings::ploop_put_disk(self.0.as_ptr()) };
     }
 }
 

@@ -12,6 +12,7 @@
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/srcu.h>
 #include "helpers.h"
 
 static bool large_disk_support = true;
@@ -231,9 +232,28 @@ bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid)
 	return fl.c.flc_type != F_UNLCK;
 }
 
-unsigned int ploop_freeze_queue(struct request_queue *q)
+void ploop_ofd_unlock(struct file *file, loff_t start)
 {
-	return blk_mq_freeze_queue(q);
+	struct file_lock fl;
+
+	ploop_ofd_init(&fl, file, start, F_UNLCK);
+	/* Nothing to be done about a failure; the last fput() unlocks too. */
+	vfs_lock_file(file, F_SETLK, &fl, NULL);
+}
+
+/* No new request enters from here on; those in flight go on. */
+unsigned int ploop_freeze_start(struct request_queue *q)
+{
+	unsigned int flags = memalloc_noio_save();
+
+	blk_freeze_queue_start(q);
+	return flags;
+}
+
+/* Whether no request is in flight any more. */
+bool ploop_freeze_wait(struct request_queue *q, unsigned int ms)
+{
+	return blk_mq_freeze_queue_wait_timeout(q, msecs_to_jiffies(ms)) > 0;
 }
 
 void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags)
@@ -276,6 +296,94 @@ struct gendisk *ploop_kobj_to_disk(struct kobject *kobj)
 struct page *ploop_virt_to_page(void *addr)
 {
 	return virt_to_page(addr);
+}
+
+struct srcu_struct *ploop_epoch_new(void)
+{
+	struct srcu_struct *ssp = kmalloc(sizeof(*ssp), GFP_KERNEL);
+
+	if (ssp && init_srcu_struct(ssp)) {
+		kfree(ssp);
+		return NULL;
+	}
+	return ssp;
+}
+
+/* Nobody is inside any more. */
+void ploop_epoch_free(struct srcu_struct *ssp)
+{
+	cleanup_srcu_struct(ssp);
+	kfree(ssp);
+}
+
+int ploop_epoch_enter(struct srcu_struct *ssp)
+{
+	return srcu_down_read(ssp);
+}
+
+void ploop_epoch_leave(struct srcu_struct *ssp, int idx)
+{
+	srcu_up_read(ssp, idx);
+}
+
+void ploop_epoch_wait(struct srcu_struct *ssp)
+{
+	synchronize_srcu_expedited(ssp);
+}
+
+/*
+ * Freezes the file systems on the disk and all its partitions. A block device without one counts
+ * as frozen too: nothing can be mounted on it meanwhile.
+ */
+int ploop_fs_freeze(struct gendisk *disk, struct ploop_frozen_fs *fs)
+{
+	int ret = 0;
+	unsigned int i;
+
+	fs->nr = 0;
+	for (i = 0; i < PLOOP_PARTITIONS && !ret; i++) {
+		struct file *file;
+
+		if (!xa_load(&disk->part_tbl, i))
+			continue;
+		file = bdev_file_open_by_dev(MKDEV(disk->major, disk->first_minor + i),
+					     BLK_OPEN_READ, NULL, NULL);
+		if (IS_ERR(file)) {
+			ret = PTR_ERR(file);
+			/* The partition has just gone. */
+			if (ret == -ENXIO)
+				ret = 0;
+			continue;
+		}
+		ret = bdev_freeze(file_bdev(file));
+		if (ret)
+			fput(file);
+		else
+			fs->files[fs->nr++] = file;
+	}
+	if (ret)
+		ploop_fs_thaw(fs);
+	return ret;
+}
+
+void ploop_fs_thaw(struct ploop_frozen_fs *fs)
+{
+	while (fs->nr) {
+		struct file *file = fs->files[--fs->nr];
+
+		bdev_thaw(file_bdev(file));
+		fput(file);
+	}
+}
+
+void ploop_get_disk(struct gendisk *disk)
+{
+	get_device(disk_to_dev(disk));
+}
+
+void ploop_put_disk(struct gendisk *disk)
+{
+	put_device(disk_to_dev(disk));
 }
 
 void ploop_init_delayed_work(struct delayed_work *work, work_func_t fn)

@@ -27,6 +27,7 @@ static const blk_features_t PLOOP_CONST_BLK_FEAT_WRITE_CACHE = BLK_FEAT_WRITE_CA
 static const blk_features_t PLOOP_CONST_BLK_FEAT_FUA = BLK_FEAT_FUA;
 static const blk_opf_t PLOOP_CONST_REQ_OP_MASK = REQ_OP_MASK;
 static const blk_opf_t PLOOP_CONST_REQ_FUA = REQ_FUA;
+static const blk_opf_t PLOOP_CONST_REQ_NOUNMAP = REQ_NOUNMAP;
 static const blk_status_t PLOOP_CONST_BLK_STS_IOERR = BLK_STS_IOERR;
 static const int PLOOP_CONST_IOCB_DIRECT = IOCB_DIRECT;
 static const int PLOOP_CONST_IOCB_DSYNC = IOCB_DSYNC;
@@ -71,9 +72,11 @@ void ploop_get_file(struct file *file);
 void ploop_kiocb_start_write(struct kiocb *iocb);
 void ploop_kiocb_end_write(struct kiocb *iocb);
 int ploop_ofd_read_lock(struct file *file, loff_t start);
+void ploop_ofd_unlock(struct file *file, loff_t start);
 bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid);
 
-unsigned int ploop_freeze_queue(struct request_queue *q);
+unsigned int ploop_freeze_start(struct request_queue *q);
+bool ploop_freeze_wait(struct request_queue *q, unsigned int ms);
 void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags);
 int ploop_set_limits(struct gendisk *disk, struct queue_limits *lim);
 unsigned int ploop_disk_openers(struct gendisk *disk);
@@ -82,6 +85,26 @@ void ploop_disk_open_unlock(struct gendisk *disk);
 bool ploop_bdev_is_partition(struct block_device *bdev);
 struct gendisk *ploop_kobj_to_disk(struct kobject *kobj);
 struct page *ploop_virt_to_page(void *addr);
+
+struct srcu_struct *ploop_epoch_new(void);
+void ploop_epoch_free(struct srcu_struct *ssp);
+int ploop_epoch_enter(struct srcu_struct *ssp);
+void ploop_epoch_leave(struct srcu_struct *ssp, int idx);
+void ploop_epoch_wait(struct srcu_struct *ssp);
+
+/* Disk and partitions, as many as a disk has minors. */
+#define PLOOP_PARTITIONS 16
+
+/* Block devices whose file systems are frozen, each open. */
+struct ploop_frozen_fs {
+	unsigned int nr;
+	struct file *files[PLOOP_PARTITIONS];
+};
+
+int ploop_fs_freeze(struct gendisk *disk, struct ploop_frozen_fs *fs);
+void ploop_fs_thaw(struct ploop_frozen_fs *fs);
+void ploop_get_disk(struct gendisk *disk);
+void ploop_put_disk(struct gendisk *disk);
 
 struct file *ploop_reopen(struct file *file, int flags);
 void ploop_init_delayed_work(struct delayed_work *work, work_func_t fn);

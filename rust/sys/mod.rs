@@ -14,8 +14,10 @@
 #![allow(unsafe_code)]
 
 mod compat;
+pub(crate) mod epoch;
 pub(crate) mod file;
 pub(crate) mod frozen;
+pub(crate) mod fs_freeze;
 pub(crate) mod gen_disk;
 pub(crate) mod misc;
 pub(crate) mod mq;

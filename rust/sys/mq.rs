@@ -11,6 +11,7 @@
 
 use super::{
     bindings, compat,
+    epoch::Epoch,
     file::{self, File},
     frozen::Handler,
     segments::Segments,
@@ -34,6 +35,10 @@ pub(crate) enum Op {
     Write,
     /// Make earlier writes durable; no data.
     Flush,
+    /// What the range holds is not needed any more; no data.
+    Discard,
+    /// The range has to read as zeros; no data.
+    WriteZeroes,
     /// Anything we do not offer.
     Other,
 }
@@ -55,6 +60,8 @@ pub(crate) trait Driver: Sized + Send + core::marker::Sync + 'static {
     fn new_pdu() -> Self::Pdu;
     /// The queue on which handlers run.
     fn workers(&self) -> &Workqueue;
+    /// What [`Request::enter`] enters; a part of the driver.
+    fn epoch(&self) -> &Epoch;
     /// Takes over a new request; must not sleep.
     fn queue_rq(rq: Request<Self>);
     /// Handles a request passed to [`Request::enqueue`]; may sleep.
@@ -69,6 +76,9 @@ const BLOCK_BYTES_MAX: usize = 4096;
 /// Segments that a request's I/O can do with without allocating memory.
 const SEGMENTS_INLINE: usize = 8;
 
+/// [`Pdu::epoch`] of a request that has not entered: no index of an epoch is negative.
+const OUTSIDE: i32 = -1;
+
 /// What follows each `struct request` of our tag sets.
 #[repr(C)]
 struct Pdu<D: Driver> {
@@ -77,6 +87,8 @@ struct Pdu<D: Driver> {
     next: UnsafeCell<*mut bindings::request>,
     /// The result that `complete` ends the request with.
     status: UnsafeCell<bindings::blk_status_t>,
+    /// What [`Epoch::enter`] returned; [`OUTSIDE`] if the request is not inside.
+    epoch: UnsafeCell<i32>,
     iocb: UnsafeCell<bindings::kiocb>,
     /// References to the I/O in flight: the submitter's and the completion's.
     io_refs: Atomic<i32>,
@@ -132,6 +144,8 @@ impl<D: Driver> Request<D> {
             bindings::req_op_REQ_OP_READ => Op::Read,
             bindings::req_op_REQ_OP_WRITE => Op::Write,
             bindings::req_op_REQ_OP_FLUSH => Op::Flush,
+            bindings::req_op_REQ_OP_DISCARD => Op::Discard,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Op::WriteZeroes,
             _ => Op::Other,
         }
     }
@@ -139,6 +153,32 @@ impl<D: Driver> Request<D> {
     /// Whether the guest wants the data durable at completion.
     pub(crate) fn is_fua(&self) -> bool {
         field!(self, cmd_flags) & bindings::REQ_FUA != 0
+    }
+
+    /// Whether zeros are to keep the space that they take.
+    pub(crate) fn keeps_space(&self) -> bool {
+        field!(self, cmd_flags) & bindings::REQ_NOUNMAP != 0
+    }
+
+    /// Enters the driver's epoch, if the request is not inside. It leaves at the latest when it
+    /// ends.
+    pub(crate) fn enter(&mut self) {
+        // SAFETY: We own the request, so its `Pdu` too.
+        let idx = unsafe { &mut *(*self.raw_pdu()).epoch.get() };
+        if *idx == OUTSIDE {
+            *idx = self.driver().epoch().enter();
+        }
+    }
+
+    /// Leaves the epoch: what was looked up may not be used any more.
+    pub(crate) fn leave(&mut self) {
+        // SAFETY: We own the request, so its `Pdu` too.
+        let idx = unsafe { &mut *(*self.raw_pdu()).epoch.get() };
+        let idx = mem::replace(idx, OUTSIDE);
+        if idx != OUTSIDE {
+            // SAFETY: From `enter`, of the same driver; forgotten just now.
+            unsafe { self.driver().epoch().leave(idx) };
+        }
     }
 
     /// First byte on the disk. The block layer keeps requests below the capacity.
@@ -178,14 +218,16 @@ impl<D: Driver> Request<D> {
     }
 
     /// Ends the request; must not be called in interrupt context.
-    pub(crate) fn end(self, result: Result) {
+    pub(crate) fn end(mut self, result: Result) {
+        self.leave();
         let status = status_of(result);
         // SAFETY: We own the request and give it back.
         unsafe { bindings::blk_mq_end_request(self.into_raw(), status) };
     }
 
     /// Ends the request from any context, on the CPU that submitted it.
-    pub(crate) fn complete(self, result: Result) {
+    pub(crate) fn complete(mut self, result: Result) {
+        self.leave();
         // SAFETY: We own the request; nobody else touches its status.
         unsafe { *(*self.raw_pdu()).status.get() = status_of(result) };
         // SAFETY: We own the request and give it to blk-mq, which calls `complete`.
@@ -208,7 +250,9 @@ impl<D: Driver> Request<D> {
     pub(crate) fn submit(self, file: &File, pos: u64, skip: usize, sync: Sync) {
         let dir = match self.op() {
             Op::Write => bindings::ITER_SOURCE,
-            Op::Read | Op::Flush | Op::Other => bindings::ITER_DEST,
+            Op::Read | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Other => {
+                bindings::ITER_DEST
+            }
         };
         let iocb = match file.kiocb(pos) {
             Ok(iocb) => iocb,
@@ -338,6 +382,7 @@ impl<D: Driver> Request<D> {
 
 impl<D: Driver> Drop for Request<D> {
     fn drop(&mut self) {
+        self.leave();
         // SAFETY: We own the request and give it back.
         unsafe { bindings::blk_mq_end_request(self.0.as_ptr(), bindings::BLK_STS_IOERR) };
     }
@@ -558,6 +603,7 @@ impl<D: Driver> Ops<D> {
                 c"ploop request".as_char_ptr(),
                 static_lock_class!().as_ptr(),
             );
+            (&raw mut (*pdu).epoch).write(UnsafeCell::new(OUTSIDE));
             (&raw mut (*pdu).segments).write(UnsafeCell::new(KVec::new()));
             (&raw mut (*pdu).user).write(UnsafeCell::new(D::new_pdu()));
         }

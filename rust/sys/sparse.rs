@@ -22,6 +22,7 @@ type Page = [Atomic<u64>; PAGE_WORDS];
 /// Each non-null pointer is a `Page` from `KBox::into_raw`, never replaced or freed before drop.
 pub(crate) struct SparseWords {
     pages: KVVec<Atomic<*mut Page>>,
+    len: u64,
     nr_allocated: Atomic<i64>,
 }
 
@@ -45,6 +46,7 @@ impl SparseWords {
         }
         Ok(Self {
             pages,
+            len,
             nr_allocated: Atomic::new(0),
         })
     }
@@ -80,6 +82,11 @@ impl SparseWords {
             Err(_) => drop(unsafe { KBox::from_raw(new) }),
         }
         self.get(idx).ok_or(ERANGE)
+    }
+
+    /// How many words.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
     }
 
     /// Pages that exist.

@@ -1,122 +1,190 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Allocation of slots in the image file of the top delta.
 //!
-//! Slots are handed out in ascending order from `head`, so long as they lie inside the file, which
-//! is grown ahead in steps. A slot comes back only when the write that took it failed; it may hold
-//! data then and must read as zeros, durably, before it is handed out again (ordering rule 4).
+//! Slots that came back are handed out lowest first, then ascending ones from `head`, so long as
+//! they lie inside the file, which is grown ahead in steps.
+//!
+//! A slot comes back through these sets, which are ordering rule 4:
+//!
+//! ```text
+//! used --release--> pending --commit begins--> committing --commit is durable--> freed
+//! used --give_back (no entry ever named it)-----------------------------------> freed
+//! freed --next_freed--> being made zero, durably --cleaned--> clean --take--> used
+//! ```
 
 use crate::mem::Vector;
+use crate::slots::SlotSet;
 use crate::units::{ClusterSize, ImageCluster};
 use crate::Error;
+use core::ops::Range;
 
 /// Answer of [`Alloc::take`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Take {
     /// The slot is the caller's; it reads as zeros.
     Slot(ImageCluster),
-    /// The file has to be grown, or returned slots cleaned, first.
+    /// The file has to be grown, or slots that came back made free, first.
     NeedSpace,
-    /// No entry can name another slot.
+    /// No entry can name another slot, or the limit of [`Alloc::set_max`] is reached.
     Full,
 }
 
-/// Most slots remembered after failed writes; more are left to the check after detach.
-pub const RETURNED_MAX: usize = 256;
 /// Growth of the file in one step: at least this, in bytes, and a cluster.
 pub const STEP_BYTES_MIN: u64 = 8 << 20;
 /// Growth of the file in one step: at most this, in bytes, or a cluster.
 pub const STEP_BYTES_MAX: u64 = 128 << 20;
 
+/// Memory for [`Alloc::expand`].
+#[derive(Debug, Default)]
+pub struct Room([Vector<u64>; 4]);
+
+impl Room {
+    /// For a file of `nr` slots.
+    pub fn new(nr: u32) -> Result<Self, Error> {
+        let room = || SlotSet::room(nr);
+        Ok(Self([room()?, room()?, room()?, room()?]))
+    }
+}
+
 /// The free slots of an image file.
 #[derive(Debug)]
 pub struct Alloc {
     cluster: ClusterSize,
-    /// First slot never handed out.
+    /// No slot below this one is handed out.
+    floor: ImageCluster,
+    /// First slot that neither is in use nor was since the file was opened.
     head: u32,
     /// Slots inside the file.
     limit: u32,
-    /// Slots that entries can name.
+    /// Slots that entries can name, or fewer if the user says so.
     max: u32,
-    /// Came back and may hold data.
-    returned: Vector<ImageCluster>,
+    /// Released; the change of the index is in memory only.
+    pending: SlotSet,
+    /// Released; the change of the index is being made durable.
+    committing: SlotSet,
+    /// No durable entry names them; they may hold data.
+    freed: SlotSet,
     /// Of those, how many are being made zero at this moment.
     nr_cleaning: u32,
-    /// Came back and read as zeros again.
-    cleaned: Vector<ImageCluster>,
+    /// Free, and read as zeros.
+    clean: SlotSet,
 }
 
 impl Alloc {
     /// For a file of `limit` clusters whose slots from `head` on were never used and read as
     /// zeros, in a format that can name `max` slots.
     ///
-    /// All memory is had here: the other calls are made under a spin lock.
+    /// Memory is had here and by [`Room::new`]: the other calls are made under a spin lock.
     pub fn new(cluster: ClusterSize, head: u32, limit: u32, max: u32) -> Result<Self, Error> {
-        let (mut returned, mut cleaned) = (Vector::new(), Vector::new());
-        returned.try_reserve(RETURNED_MAX)?;
-        cleaned.try_reserve(RETURNED_MAX)?;
+        let limit = limit.min(max);
+        let set = || SlotSet::new(limit);
         Ok(Self {
             cluster,
+            floor: ImageCluster(0),
             head,
-            limit: limit.min(max),
+            limit,
             max,
-            returned,
+            pending: set()?,
+            committing: set()?,
+            freed: set()?,
             nr_cleaning: 0,
-            cleaned,
+            clean: set()?,
         })
     }
 
-    /// Takes the next slot.
+    /// Takes the lowest free slot.
     pub fn take(&mut self) -> Take {
-        if let Some(at) = self.cleaned.pop() {
+        if let Some(at) = self.clean.pop_lowest(self.floor) {
             return Take::Slot(at);
         }
+        self.head = self.head.max(self.floor.0);
         if self.head < self.limit {
             self.head += 1;
             return Take::Slot(ImageCluster(self.head - 1));
         }
-        if self.limit < self.max || !self.returned.is_empty() || self.nr_cleaning > 0 {
+        let comes_back = self.nr_cleaning > 0
+            || [&self.pending, &self.committing, &self.freed]
+                .iter()
+                .any(|s| !s.is_empty());
+        if self.limit < self.max || comes_back {
             Take::NeedSpace
         } else {
             Take::Full
         }
     }
 
-    /// Takes back a slot whose write failed. Forgets it when too many came back: it is then lost
-    /// until the image is checked.
-    pub fn give_back(&mut self, at: ImageCluster) {
-        Self::remember(&mut self.returned, at);
-    }
-
-    /// A slot to be made zero, durably, and then given to [`Self::cleaned`] or [`Self::lost`].
-    pub fn next_returned(&mut self) -> Option<ImageCluster> {
-        let at = self.returned.pop()?;
-        self.nr_cleaning += 1;
+    /// Takes the lowest clean slot below `below`, for what is to be moved down.
+    pub fn take_below(&mut self, below: ImageCluster) -> Option<ImageCluster> {
+        let at = self.clean.lowest(self.floor).filter(|at| *at < below)?;
+        self.clean.remove(at);
         Some(at)
     }
 
-    /// `at` reads as zeros, durably.
-    pub fn cleaned(&mut self, at: ImageCluster) {
-        self.nr_cleaning = self.nr_cleaning.saturating_sub(1);
-        Self::remember(&mut self.cleaned, at);
+    /// Takes back a slot that no entry ever named: its write failed.
+    pub fn give_back(&mut self, at: ImageCluster) {
+        self.freed.insert(at);
     }
 
-    /// A slot of [`Self::next_returned`] could not be made zero: it is left until the image is
-    /// checked.
-    pub fn lost(&mut self) {
-        self.nr_cleaning = self.nr_cleaning.saturating_sub(1);
-    }
-
-    /// Stays within the memory reserved at the start; a slot too many is forgotten.
-    fn remember(list: &mut Vector<ImageCluster>, at: ImageCluster) {
-        if list.len() < RETURNED_MAX {
-            // Cannot fail: room for RETURNED_MAX is reserved.
-            let _ = list.try_push(at);
+    /// Takes back a slot whose entry in memory has just changed.
+    pub fn release(&mut self, at: ImageCluster) {
+        if cfg!(mutant = "reuse_before_commit") {
+            self.freed.insert(at);
+        } else {
+            self.pending.insert(at);
         }
+    }
+
+    /// Whether slots wait for a commit.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// A commit begins: it will make every change of the index made so far durable.
+    pub fn commit_begins(&mut self) {
+        if self.committing.is_empty() {
+            core::mem::swap(&mut self.pending, &mut self.committing);
+        } else {
+            self.committing.absorb(&mut self.pending);
+        }
+    }
+
+    /// That commit has ended. Returns whether slots can be cleaned now.
+    pub fn commit_ended(&mut self, durable: bool) -> bool {
+        let to = if durable {
+            &mut self.freed
+        } else {
+            &mut self.pending
+        };
+        to.absorb(&mut self.committing);
+        !self.freed.is_empty()
+    }
+
+    /// Slots, at most `max` neighbours, to be made zero, durably, and then given to
+    /// [`Self::cleaned`] or [`Self::lost`].
+    pub fn next_freed(&mut self, max: u32) -> Option<Range<u32>> {
+        let run = self.freed.pop_run(max)?;
+        self.nr_cleaning += run.end - run.start;
+        Some(run)
+    }
+
+    /// Slots of [`Self::next_freed`] read as zeros, durably.
+    pub fn cleaned(&mut self, run: Range<u32>) {
+        for at in run {
+            self.nr_cleaning = self.nr_cleaning.saturating_sub(1);
+            self.clean.insert(ImageCluster(at));
+        }
+    }
+
+    /// Slots of [`Self::next_freed`] could not be made zero: they are left until the image is
+    /// opened anew.
+    pub fn lost(&mut self, run: Range<u32>) {
+        self.nr_cleaning = self.nr_cleaning.saturating_sub(run.end - run.start);
     }
 
     /// The file should be grown before long.
     pub fn is_low(&self) -> bool {
-        self.limit < self.max && u64::from(self.limit - self.head) * 2 < self.step()
+        let left = u64::from(self.limit.saturating_sub(self.head)) + u64::from(self.clean.len());
+        self.limit < self.max && left * 2 < self.step()
     }
 
     /// Clusters the file should have after growing by a step; `None` at the format's limit.
@@ -144,12 +212,49 @@ impl Alloc {
             .ceil(bytes.clamp(STEP_BYTES_MIN, STEP_BYTES_MAX))
     }
 
-    /// The file now has `limit` clusters.
-    pub fn grown(&mut self, limit: u32) {
-        self.limit = self.limit.max(limit.min(self.max));
+    /// Takes `room` for its memory; what it had before is left there, to be freed by the caller.
+    pub fn expand(&mut self, room: &mut Room) {
+        let sets = [
+            &mut self.pending,
+            &mut self.committing,
+            &mut self.freed,
+            &mut self.clean,
+        ];
+        for (set, room) in sets.into_iter().zip(&mut room.0) {
+            set.exchange(room);
+        }
     }
 
-    /// First slot never handed out: where the file is cut at a clean close.
+    /// The file now has `limit` clusters, for which [`Self::expand`] has made room.
+    pub fn grown(&mut self, limit: u32) {
+        let room = u32::try_from(self.clean.bound()).unwrap_or(u32::MAX);
+        self.limit = self.limit.max(limit.min(self.max).min(room));
+    }
+
+    /// No slot below `floor` is handed out from here on.
+    pub fn set_floor(&mut self, floor: ImageCluster) {
+        self.floor = floor;
+    }
+
+    /// At most `max` slots are used from here on; those in use stay.
+    pub fn set_max(&mut self, max: u32) {
+        self.max = max;
+    }
+
+    /// Gives up the free slots at the end: the file can be cut to what is returned, in clusters.
+    /// Slots whose release is not durable count as in use.
+    pub fn cut(&mut self) -> u32 {
+        while let Some(last) = self.head.checked_sub(1).map(ImageCluster) {
+            if last < self.floor || !(self.clean.remove(last) || self.freed.remove(last)) {
+                break;
+            }
+            self.head = last.0;
+        }
+        self.limit = self.head;
+        self.head
+    }
+
+    /// First slot never handed out.
     pub fn head(&self) -> u32 {
         self.head
     }
@@ -158,11 +263,21 @@ impl Alloc {
     pub fn limit(&self) -> u32 {
         self.limit
     }
+
+    /// Slots below [`Self::head`] that are free and read as zeros.
+    pub fn nr_clean(&self) -> u32 {
+        self.clean.len()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn grow(a: &mut Alloc, limit: u32) {
+        a.expand(&mut Room::new(limit).unwrap());
+        a.grown(limit);
+    }
 
     #[test]
     fn ascending_until_the_end_of_the_file() {
@@ -171,7 +286,7 @@ mod tests {
         assert_eq!(a.take(), Take::Slot(ImageCluster(3)));
         assert_eq!(a.take(), Take::NeedSpace);
         assert_eq!((a.target(), a.target_min()), (Some(12), Some(5)));
-        a.grown(12);
+        grow(&mut a, 12);
         assert_eq!(a.take(), Take::Slot(ImageCluster(4)));
     }
 
@@ -185,14 +300,47 @@ mod tests {
         );
         a.give_back(ImageCluster(2));
         assert_eq!(a.take(), Take::NeedSpace);
-        let at = a.next_returned().unwrap();
+        assert_eq!(a.next_freed(9), Some(2..3));
         assert_eq!(a.take(), Take::NeedSpace);
-        a.cleaned(at);
+        a.cleaned(2..3);
         assert_eq!(a.take(), Take::Slot(ImageCluster(2)));
         a.give_back(ImageCluster(2));
-        a.next_returned().unwrap();
-        a.lost();
+        let run = a.next_freed(9).unwrap();
+        a.lost(run);
         assert_eq!(a.take(), Take::Full);
+    }
+
+    #[test]
+    fn a_released_slot_waits_for_the_commit() {
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 10, 20, 20).unwrap();
+        a.release(ImageCluster(5));
+        a.commit_begins();
+        a.release(ImageCluster(6));
+        assert_eq!(a.next_freed(9), None);
+        assert!(!a.commit_ended(false));
+        a.commit_begins();
+        assert!(a.commit_ended(true));
+        assert_eq!(a.next_freed(9), Some(5..7));
+        assert_eq!(a.take(), Take::Slot(ImageCluster(10)));
+        a.cleaned(5..7);
+        assert_eq!(a.take(), Take::Slot(ImageCluster(5)));
+        assert_eq!(a.take_below(ImageCluster(6)), None);
+        assert_eq!(a.take_below(ImageCluster(7)), Some(ImageCluster(6)));
+    }
+
+    #[test]
+    fn the_end_is_cut_and_the_floor_kept() {
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 10, 20, 20).unwrap();
+        for at in [7, 9] {
+            a.give_back(ImageCluster(at));
+        }
+        assert_eq!(a.cut(), 9);
+        assert_eq!((a.head(), a.limit()), (9, 9));
+        a.give_back(ImageCluster(8));
+        assert_eq!(a.cut(), 7);
+        a.set_floor(ImageCluster(12));
+        grow(&mut a, 20);
+        assert_eq!(a.take(), Take::Slot(ImageCluster(12)));
     }
 
     #[test]

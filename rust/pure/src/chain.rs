@@ -60,6 +60,17 @@ pub enum Misfit {
         /// Size of the new one.
         new: u64,
     },
+    /// The new top of a running device must be as large as the one before, in sectors.
+    SizeDiffers {
+        /// Size of the delta below.
+        below: u64,
+        /// Size of the new one.
+        new: u64,
+    },
+    /// The new top of a running device holds clusters.
+    NotEmpty,
+    /// The new top of a running device is not open for writing.
+    ReadOnly,
     /// The delta below ends inside a cluster where the new one, or its own file, does not.
     Uneven {
         /// Its size in sectors.
@@ -82,6 +93,11 @@ impl fmt::Display for Misfit {
             Self::Smaller { below, new } => {
                 write!(f, "disk size is {new} sectors, less than {below} of the delta below")
             }
+            Self::SizeDiffers { below, new } => {
+                write!(f, "disk size is {new} sectors, that of the delta below is {below}")
+            }
+            Self::NotEmpty => write!(f, "it holds data"),
+            Self::ReadOnly => write!(f, "it is open for reading only"),
             Self::Uneven { below } => write!(
                 f,
                 "disk size of the delta below is {below} sectors, not a multiple of the cluster size"
@@ -125,6 +141,32 @@ pub fn admit(nr: usize, below: &Member, new: &Member) -> Result<(), Misfit> {
     let is_uneven = b & u64::from(below.cluster.sectors() - 1) != 0;
     if is_uneven && (below.kind == Kind::Raw || n != b) {
         return Err(Misfit::Uneven { below: b });
+    }
+    Ok(())
+}
+
+/// Whether `new`, which may hold no cluster, may become the top of a running device with `nr`
+/// deltas whose top is `below`, which is then only read.
+pub fn admit_snapshot(
+    nr: usize,
+    below: &Member,
+    new: &Member,
+    is_empty: bool,
+) -> Result<(), Misfit> {
+    let sealed = Member {
+        is_writable: false,
+        ..*below
+    };
+    admit(nr, &sealed, new)?;
+    if !new.is_writable {
+        return Err(Misfit::ReadOnly);
+    }
+    let (b, n) = (below.size_sectors, new.size_sectors);
+    if n != b {
+        return Err(Misfit::SizeDiffers { below: b, new: n });
+    }
+    if !is_empty {
+        return Err(Misfit::NotEmpty);
     }
     Ok(())
 }
@@ -192,5 +234,15 @@ mod tests {
             m.size_sectors = 4095;
         });
         assert!(matches!(refused(&raw, &odd), Misfit::Uneven { .. }));
+        let top = with(|m| m.is_writable = true);
+        let larger = with(|m| {
+            m.is_writable = true;
+            m.size_sectors *= 2;
+        });
+        assert_eq!(admit_snapshot(1, &top, &top, true), Ok(()));
+        assert_eq!(admit_snapshot(1, &top, &top, false), Err(Misfit::NotEmpty));
+        assert_eq!(admit_snapshot(1, &top, &BASE, true), Err(Misfit::ReadOnly));
+        let differs = admit_snapshot(1, &top, &larger, true);
+        assert!(matches!(differs, Err(Misfit::SizeDiffers { .. })));
     }
 }

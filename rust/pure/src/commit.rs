@@ -6,6 +6,11 @@
 //! been written before it was taken, so the data sync covers all of them; an entry published
 //! later leaves its page dirty for the next commit. Rule 3: nobody is told that a FLUSH is done
 //! before the last sync has succeeded.
+//!
+//! While the top is being merged into the delta below, that one is the *destination*, whose index
+//! is written, and the old top is the *source*. Then two more steps follow: the source's index is
+//! written without the entries that the destination has now, and synced (rule 8). So a FLUSH ends
+//! only when nothing in the source hides what was written since.
 
 /// What the engine has to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +24,12 @@ pub enum Action {
     SyncData,
     /// Write the copies to their places.
     WriteIndex,
-    /// Make the copies durable, then settle the batch.
+    /// Make the copies durable; then settle the batch, unless entries are dropped too.
     SyncIndex,
+    /// Write the copies of the source's pages to their places.
+    WriteDrops,
+    /// Make those durable, then settle the batch.
+    SyncDrops,
     /// All that was published before the commit began is durable.
     Done,
     /// Settle the batch as failed, poison the delta and report the error.
@@ -49,6 +58,8 @@ enum State {
     SyncingData { nr: usize, next: Option<u32> },
     Writing { next: Option<u32> },
     SyncingIndex { next: Option<u32> },
+    WritingDrops { next: Option<u32> },
+    SyncingDrops { next: Option<u32> },
     Ended,
 }
 
@@ -56,13 +67,30 @@ enum State {
 #[derive(Debug)]
 pub struct Commit {
     state: State,
+    /// The entries that the destination has now are dropped from the source.
+    drops: bool,
 }
 
 impl Commit {
-    /// A new commit and its first action.
-    pub fn start() -> (Self, Action) {
+    /// A new commit and its first action; `drops` during a merge of the top.
+    pub fn start(drops: bool) -> (Self, Action) {
         let state = State::Copying;
-        (Self { state }, Action::Copy { cursor: 0 })
+        (Self { state, drops }, Action::Copy { cursor: 0 })
+    }
+
+    /// A commit of `nr` pages that are copied already, and of no others.
+    pub fn of_copies(nr: usize) -> (Self, Action) {
+        let (mut commit, _) = Self::start(false);
+        let action = commit.next(Event::Copied { nr, next: None });
+        (commit, action)
+    }
+
+    /// What follows when all pages of a batch are durable.
+    fn after_batch(next: Option<u32>) -> (State, Action) {
+        match next {
+            None => (State::Ended, Action::Done),
+            Some(cursor) => (State::Copying, Action::Copy { cursor }),
+        }
     }
 
     /// The action that follows `event`. After `Done` or `Fail` there is only `Fail`.
@@ -79,21 +107,37 @@ impl Commit {
                 (State::SyncingData { nr, next }, Action::SyncData)
             }
             (State::SyncingData { nr: 0, .. }, Event::Ok) => (State::Ended, Action::Done),
+            (State::SyncingData { next, .. }, Event::Ok)
+                if self.drops && cfg!(mutant = "drop_before_index") =>
+            {
+                (State::WritingDrops { next }, Action::WriteDrops)
+            }
             (State::SyncingData { next, .. }, Event::Ok) => {
                 (State::Writing { next }, Action::WriteIndex)
             }
             (State::Writing { next }, Event::Ok) => {
                 (State::SyncingIndex { next }, Action::SyncIndex)
             }
-            (State::SyncingIndex { next: None }, Event::Ok) => (State::Ended, Action::Done),
-            (State::SyncingIndex { next: Some(cursor) }, Event::Ok) => {
-                (State::Copying, Action::Copy { cursor })
+            (State::SyncingIndex { next }, Event::Ok)
+                if self.drops && !cfg!(mutant = "drop_before_index") =>
+            {
+                (State::WritingDrops { next }, Action::WriteDrops)
             }
+            (State::SyncingIndex { next }, Event::Ok) => Self::after_batch(next),
+            (State::WritingDrops { next }, Event::Ok) => {
+                (State::SyncingDrops { next }, Action::SyncDrops)
+            }
+            (State::SyncingDrops { next }, Event::Ok) if cfg!(mutant = "drop_before_index") => {
+                (State::Writing { next }, Action::WriteIndex)
+            }
+            (State::SyncingDrops { next }, Event::Ok) => Self::after_batch(next),
             (
                 State::Copying
                 | State::SyncingData { .. }
                 | State::Writing { .. }
                 | State::SyncingIndex { .. }
+                | State::WritingDrops { .. }
+                | State::SyncingDrops { .. }
                 | State::Ended,
                 Event::Copied { .. } | Event::Ok | Event::Failed,
             ) => (State::Ended, Action::Fail),
@@ -109,7 +153,7 @@ mod tests {
 
     #[test]
     fn data_is_synced_before_the_index_is_written() {
-        let (mut c, a) = Commit::start();
+        let (mut c, a) = Commit::start(false);
         assert_eq!(a, Action::Copy { cursor: 0 });
         assert_eq!(
             c.next(Event::Copied {
@@ -130,9 +174,31 @@ mod tests {
     }
 
     #[test]
+    fn entries_are_dropped_last() {
+        let (mut c, _) = Commit::start(true);
+        c.next(Event::Copied { nr: 1, next: None });
+        let want = [
+            Action::WriteIndex,
+            Action::SyncIndex,
+            Action::WriteDrops,
+            Action::SyncDrops,
+            Action::Done,
+        ];
+        for action in want {
+            assert_eq!(c.next(Event::Ok), action);
+        }
+    }
+
+    #[test]
+    fn copies_made_before_are_committed() {
+        let (mut c, action) = Commit::of_copies(0);
+        assert_eq!((action, c.next(Event::Ok)), (Action::SyncData, Action::Done));
+    }
+
+    #[test]
     fn any_failure_fails_the_commit() {
         for oks in 0..3 {
-            let (mut c, _) = Commit::start();
+            let (mut c, _) = Commit::start(false);
             c.next(Event::Copied { nr: 1, next: None });
             for _ in 0..oks {
                 c.next(Event::Ok);

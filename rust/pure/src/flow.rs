@@ -233,6 +233,14 @@ impl Write {
         action
     }
 
+    /// Whether it has the cluster's lock.
+    pub const fn holds_lock(&self) -> bool {
+        matches!(
+            self.state,
+            State::TakingSlot { .. } | State::Copying { .. } | State::WritingFresh { .. }
+        )
+    }
+
     /// For a cluster mapped in the top: the slot, whether the data write itself is to be durable
     /// and the state to wait in. FUA to an entry that is not durable yet needs a commit instead.
     fn in_place(&self, place: Place, entry_durable: bool) -> Option<(ImageCluster, bool, State)> {

@@ -60,6 +60,11 @@ impl DirtyPages {
         self.nr_dirty == 0 && self.nr_in_flight == 0
     }
 
+    /// Dirty pages that are not in flight.
+    pub fn nr_dirty(&self) -> usize {
+        self.nr_dirty as usize
+    }
+
     /// Moves up to [`BATCH_MAX`] dirty pages from `cursor` on into flight and returns the cursor
     /// for the next batch, `None` when no page from there on was dirty any more. The batch
     /// before must be settled.

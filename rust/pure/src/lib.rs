@@ -17,6 +17,7 @@ pub mod alloc;
 pub mod chain;
 pub mod check;
 pub mod commit;
+pub mod discard;
 pub mod error;
 pub mod extent;
 pub mod flow;
@@ -26,6 +27,8 @@ pub mod lifecycle;
 pub mod map;
 pub mod mem;
 pub mod repair;
+pub mod slots;
+pub mod snapshot;
 pub mod units;
 
 pub use error::Error;

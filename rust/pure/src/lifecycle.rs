@@ -36,6 +36,12 @@ pub enum Call {
     Clear,
     /// SYNC.
     Sync,
+    /// SNAPSHOT.
+    Snapshot,
+    /// Anything that changes a running device: REPLACE_DELTA, OP_START and the like.
+    Change,
+    /// FREEZE and THAW.
+    Freeze,
     /// Removal of the device itself.
     Remove {
         /// Openers of the disk and its partitions.
@@ -79,6 +85,11 @@ pub fn admit(state: State, call: Call) -> Result<(), Refusal> {
         (Call::Clear, State::Running { .. }) => Err(Refusal::Busy),
         (Call::Sync, State::Empty) => Err(Refusal::NotFound),
         (Call::Sync, State::Stopped { .. } | State::Running { .. }) => Ok(()),
+        (Call::Snapshot | Call::Change, State::Empty) => Err(Refusal::NotFound),
+        (Call::Snapshot, State::Stopped { .. } | State::Running { .. }) => Ok(()),
+        (Call::Change | Call::Freeze, State::Running { .. }) => Ok(()),
+        (Call::Change, State::Stopped { .. }) => Err(Refusal::Invalid),
+        (Call::Freeze, State::Empty | State::Stopped { .. }) => Err(Refusal::Invalid),
         (Call::Remove { openers: 0 }, State::Empty) => Ok(()),
         (Call::Remove { .. }, State::Empty | State::Stopped { .. } | State::Running { .. }) => {
             Err(Refusal::Busy)

@@ -8,13 +8,18 @@
 //! ```text
 //! bit 0..31   image cluster      bit 40   mapped
 //! bit 32..39  level              bit 41   locked: a slow operation owns the cluster
+//!                                bit 42   closed: its place may not be used without the lock
 //! ```
+//!
+//! A cluster that is locked only may be read and written in place all the while: its place is good
+//! until the next one is published. One that is closed is about to lose its place.
 
 use crate::units::{ImageCluster, Level};
 
 const LEVEL_SHIFT: u32 = 32;
 const MAPPED: u64 = 1 << 40;
 const LOCKED: u64 = 1 << 41;
+const CLOSED: u64 = 1 << 42;
 
 /// Where the bytes of a guest cluster are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +63,7 @@ impl Word {
 
     /// The same word with another place; the lock stays as it is.
     pub const fn with_place(self, place: Place) -> Self {
-        let lock = self.0 & LOCKED;
+        let lock = self.0 & (LOCKED | CLOSED);
         match place {
             Place::Hole => Self(lock),
             Place::Slot { level, at } => {
@@ -77,9 +82,19 @@ impl Word {
         Self(self.0 | LOCKED)
     }
 
-    /// The same word, not locked.
+    /// The same word, locked and closed.
+    pub const fn closed(self) -> Self {
+        Self(self.0 | LOCKED | CLOSED)
+    }
+
+    /// Whether the place may be used by the cluster's owner only.
+    pub const fn is_closed(self) -> bool {
+        self.0 & CLOSED != 0
+    }
+
+    /// The same word, neither locked nor closed.
     pub const fn unlocked(self) -> Self {
-        Self(self.0 & !LOCKED)
+        Self(self.0 & !(LOCKED | CLOSED))
     }
 }
 
@@ -99,6 +114,9 @@ mod tests {
                 assert!(w.is_locked());
                 assert_eq!(Word::from_bits(w.bits()).unlocked().place(), place);
                 assert_eq!(w.with_place(Place::Hole), Word::default().locked());
+                let c = Word::default().with_place(place).closed();
+                assert!(c.is_locked() && c.is_closed() && c.place() == place);
+                assert!(!c.unlocked().is_closed() && !w.is_closed());
             }
         }
         assert_eq!(Word::default().place(), Place::Hole);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Property tests of `ploop_pure` against models that are too simple to be wrong.
 
-use ploop_pure::alloc::{Alloc, Take};
+use ploop_pure::alloc::{Alloc, Room, Take};
 use ploop_pure::check::{BatScan, Cure, Length, Problem};
 use ploop_pure::extent::{Run, Runs};
 use ploop_pure::index::{DirtyPages, BATCH_MAX};
@@ -202,7 +202,7 @@ proptest! {
         log in ClusterSize::LOG_MIN..=ClusterSize::LOG_MAX,
         room in 0u32..40,
         max in 1u32..600,
-        calls in vec(0u8..6, 0..400),
+        calls in vec(0u8..8, 0..400),
     ) {
         let cluster = ClusterSize::from_log(log).unwrap();
         let (head, max) = (3, 3 + max);
@@ -217,20 +217,25 @@ proptest! {
                         prop_assert!(!gave_back.contains(&at), "{at:?} was not cleaned");
                         prop_assert!(mine.insert(at.0), "{at:?} twice");
                     }
-                    Take::NeedSpace => match alloc.next_returned() {
-                        Some(at) => {
-                            prop_assert!(gave_back.contains(&at));
-                            gave_back.retain(|g| *g != at);
-                            alloc.cleaned(at);
+                    Take::NeedSpace => {
+                        alloc.commit_begins();
+                        alloc.commit_ended(true);
+                        match alloc.next_freed(3) {
+                            Some(run) => {
+                                prop_assert!(run.clone().all(|at| gave_back.contains(&ImageCluster(at))));
+                                gave_back.retain(|g| !run.contains(&g.0));
+                                alloc.cleaned(run);
+                            }
+                            None => {
+                                let to = alloc.target().unwrap();
+                                prop_assert!(to > len && to <= max);
+                                prop_assert_eq!(alloc.target_min(), Some(len + 1));
+                                len = to;
+                                alloc.expand(&mut Room::new(to).unwrap());
+                                alloc.grown(to);
+                            }
                         }
-                        None => {
-                            let to = alloc.target().unwrap();
-                            prop_assert!(to > len && to <= max);
-                            prop_assert_eq!(alloc.target_min(), Some(len + 1));
-                            len = to;
-                            alloc.grown(to);
-                        }
-                    },
+                    }
                     Take::Full => {
                         prop_assert_eq!((len, alloc.target()), (max, None));
                         prop_assert!(gave_back.is_empty());
@@ -242,11 +247,23 @@ proptest! {
                 },
                 4 => if alloc.is_low() {
                     len = alloc.target().unwrap();
+                    alloc.expand(&mut Room::new(len).unwrap());
                     alloc.grown(len);
                 },
-                _ => if let Some(at) = alloc.next_returned() {
-                    gave_back.retain(|g| *g != at);
-                    alloc.cleaned(at);
+                5 => if let Some(at) = mine.pop_last() {
+                    gave_back.push(ImageCluster(at));
+                    alloc.release(ImageCluster(at));
+                },
+                6 => {
+                    let used = |m: &BTreeSet<u32>| m.last().map_or(head, |l| l + 1);
+                    let cut = alloc.cut();
+                    prop_assert!(cut >= used(&mine).min(alloc.head()));
+                    gave_back.retain(|g| g.0 < cut);
+                    len = cut;
+                }
+                _ => if let Some(run) = alloc.next_freed(2) {
+                    gave_back.retain(|g| !run.contains(&g.0));
+                    alloc.cleaned(run);
                 },
             }
             prop_assert_eq!(alloc.limit(), len);

@@ -10,7 +10,7 @@ use super::disk::{Covered, Disk, OpId, Stamp};
 use super::guest::{Guest, Promise, Range};
 use super::{Config, Fault, Found, TOP};
 use crate::rng::Rng;
-use ploop_pure::alloc::{Alloc, Take};
+use ploop_pure::alloc::{Alloc, Room, Take};
 use ploop_pure::commit::{self, Commit};
 use ploop_pure::flow::{self, Coverage, Durability, Write};
 use ploop_pure::index::DirtyPages;
@@ -430,6 +430,7 @@ impl<'a> Engine<'a> {
             None => self.make_space(),
             Some(Making::Longer { op, to }) => {
                 self.disk.complete(op);
+                self.alloc.expand(&mut Room::new(to).expect("memory"));
                 self.alloc.grown(to);
                 None
             }
@@ -440,7 +441,7 @@ impl<'a> Engine<'a> {
             }
             Some(Making::SyncingZeros { covered, at }) => {
                 self.disk.sync_end(covered);
-                self.alloc.cleaned(at);
+                self.alloc.cleaned(at.0..at.0 + 1);
                 None
             }
         };
@@ -454,9 +455,10 @@ impl<'a> Engine<'a> {
     }
 
     fn make_space(&mut self) -> Option<Making> {
-        if let Some(at) = self.alloc.next_returned() {
+        if let Some(run) = self.alloc.next_freed(1) {
+            let at = ImageCluster(run.start);
             if self.cfg.fault == Fault::ReuseUnclean {
-                self.alloc.cleaned(at);
+                self.alloc.cleaned(run);
                 return None;
             }
             let nr = self.cfg.cluster_sectors();

@@ -13,7 +13,8 @@ impl Engine<'_> {
     /// One step of the commit; starts one if none runs. True when it has ended.
     pub fn commit(&mut self, rng: &mut Rng) -> Result<bool, String> {
         let Some((mut machine, doing)) = self.commit.take() else {
-            let (machine, action) = Commit::start();
+            let (machine, action) = Commit::start(false);
+            self.alloc.commit_begins();
             for t in &mut self.tasks {
                 if matches!(t.wait, Wait::NextCommit) {
                     t.wait = Wait::ThisCommit;
@@ -53,6 +54,9 @@ impl Engine<'_> {
                 }
                 Committing::Ready(machine.next(event))
             }
+            Committing::Ready(commit::Action::WriteDrops | commit::Action::SyncDrops) => {
+                return Err("a commit without a merge drops entries".into());
+            }
             Committing::Ready(commit::Action::WriteIndex) => {
                 Committing::Writing(self.write_index())
             }
@@ -76,6 +80,7 @@ impl Engine<'_> {
     }
 
     fn commit_ended(&mut self, ok: bool) {
+        self.alloc.commit_ended(ok);
         let mut i = 0;
         while i < self.tasks.len() {
             if !matches!(self.tasks[i].wait, Wait::ThisCommit) {

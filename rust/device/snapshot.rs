@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+//! SNAPSHOT: what [`ploop_pure::snapshot`] decides, done to a running device.
+
+use super::{Control, Device};
+use crate::{
+    chain::{
+        delta::{Delta, OpenArgs},
+        Used,
+    },
+    engine::{Closed, Engine, Parts, Unfinished},
+    error::{refusal, Shown},
+    io::Io,
+    sys::{file::File, fs_freeze::FrozenFs, gen_disk::DiskRef, prelude::*},
+};
+use ploop_pure::{
+    chain,
+    lifecycle::{admit, Call},
+    snapshot::{Action, Event, Snapshot},
+};
+
+/// What a snapshot has at hand.
+struct Steps<'a> {
+    disk: DiskRef<'a, Device>,
+    delta: Arc<Delta>,
+    old: Arc<Engine<Device>>,
+    new: Arc<Engine<Device>>,
+}
+
+impl Device {
+    /// SNAPSHOT of a running device: the image of `file`, empty, becomes the top. With
+    /// `freeze_fs`, the file systems on the disk are frozen around the switch. On failure
+    /// the old top goes on, unless it could not be finished after the switch: then the image
+    /// takes no more writes.
+    pub(crate) fn snapshot(
+        disk: DiskRef<'_, Self>,
+        file: &File,
+        args: OpenArgs,
+        freeze_fs: bool,
+    ) -> Result {
+        let this = disk.driver();
+        let io = Io::open(file, args.access)?;
+        let mut control = this.control.lock();
+        admit(control.state(), Call::Snapshot).map_err(refusal)?;
+        let Some(old) = control.engine.clone() else {
+            drop(control);
+            return this.add_opened(io, args, None);
+        };
+        if old.is_poisoned() {
+            return Err(EIO);
+        }
+        let delta = Arc::new(Delta::open(io, args, &this.images, this.index)?, GFP_KERNEL)?;
+        let level = control.deltas.len();
+        let used = Used::scan(&delta, this.index, |_, _| Ok(()))?;
+        let below = old.chain.top().ok_or(ENOENT)?.member();
+        let is_empty = delta.is_empty();
+        chain::admit_snapshot(level, &below, &delta.member(), is_empty).map_err(|misfit| {
+            pr_err!("ploop{}: image refused: {}\n", this.index, Shown(misfit));
+            EINVAL
+        })?;
+        if !below.is_writable {
+            return Err(EROFS);
+        }
+        let chain = old.chain.with_top(delta.clone(), this.index)?;
+        let parts = Parts::of_top(&chain, &used, this.index)?;
+        let shared = old.shared().clone();
+        let new = Engine::new(this.index, chain, parts, this.workers.clone(), shared)?;
+        this.admit_limits(&old, &new)?;
+        // All that can fail for want of memory is had before the switch.
+        control.deltas.reserve(1, GFP_KERNEL)?;
+        this.infos.lock().reserve(1, GFP_KERNEL)?;
+        control.folders.add_delta(level)?;
+        let frozen_fs = match freeze_fs {
+            true => FrozenFs::freeze(disk).map(Some),
+            false => Ok(None),
+        };
+        let steps = Steps {
+            disk,
+            delta,
+            old,
+            new,
+        };
+        let result = frozen_fs.and_then(|fs| steps.run(&mut control, fs));
+        if !control
+            .engine
+            .as_ref()
+            .is_some_and(|e| Arc::ptr_eq(e, &steps.new))
+        {
+            control.folders.truncate(level);
+        }
+        result
+    }
+
+    /// Whether the disk's limits suit another engine: its block size cannot change now.
+    pub(super) fn admit_limits(&self, old: &Engine<Self>, new: &Engine<Self>) -> Result {
+        let (old, new) = (super::limits::limits(old), super::limits::limits(new));
+        if new.logical_block > old.logical_block {
+            pr_err!(
+                "ploop{}: image refused: its file needs I/O in blocks of {} bytes, the disk has {}\n",
+                self.index,
+                new.logical_block,
+                old.logical_block
+            );
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+}
+
+impl Steps<'_> {
+    fn run(&self, control: &mut Control, mut fs: Option<FrozenFs>) -> Result {
+        let this = self.disk.driver();
+        let (mut snapshot, mut action) = Snapshot::start();
+        let (mut unfinished, mut closed) = (None, Closed::ReadOnly);
+        let (mut gate, mut error) = (None, EIO);
+        loop {
+            let result = match action {
+                Action::MarkNew => self.delta.mark(this.index),
+                Action::CommitOld => self.old.commit(),
+                Action::Switch => {
+                    // Until this is let go, no commit of the new top begins.
+                    gate = Some(self.new.gate.lock());
+                    self.switch(control).map(|u| {
+                        unfinished = Some(u);
+                        // The moment that the snapshot is of has passed.
+                        fs = None;
+                    })
+                }
+                Action::FinishOld => unfinished
+                    .take()
+                    .ok_or(EIO)
+                    .and_then(|u| self.old.finish(u))
+                    .map(|c| closed = c),
+                Action::UnmarkOld => self.unmark_old(closed),
+                Action::Done => {
+                    drop(gate.take());
+                    self.new.begin();
+                    self.disk.notify_change();
+                    return Ok(());
+                }
+                Action::Undo => {
+                    drop(gate.take());
+                    // A mark that cannot be cleared stays with an image that nobody uses.
+                    let _ = self.delta.unmark_unused();
+                    drop(fs);
+                    return Err(error);
+                }
+                Action::Poison => {
+                    pr_err!(
+                        "ploop{}: the delta below the new top could not be finished: both stay marked in use\n",
+                        this.index
+                    );
+                    self.new.poison_for(error);
+                    drop(gate.take());
+                    return Err(error);
+                }
+            };
+            let event = match result {
+                Ok(()) => Event::Ok,
+                Err(e) => {
+                    error = e;
+                    Event::Failed
+                }
+            };
+            action = snapshot.next(event);
+        }
+    }
+
+    /// Makes the new engine the one that requests use.
+    fn switch(&self, control: &mut Control) -> Result<Unfinished> {
+        let this = self.disk.driver();
+        let unfinished = this.replace_engine(self.disk, &self.old, &self.new, |_, _| Ok(()))?;
+        control.engine = Some(self.new.clone());
+        // There is room for both.
+        let _ = control.deltas.push_within_capacity(self.delta.clone());
+        let _ = this
+            .infos
+            .lock()
+            .push_within_capacity(self.delta.info().clone());
+        this.view.lock().version = self.delta.format().version();
+        Ok(unfinished)
+    }
+
+    fn unmark_old(&self, closed: Closed) -> Result {
+        let this = self.disk.driver();
+        let level = self.old.chain.top_level();
+        let top = self.old.chain.top().ok_or(EIO)?;
+        let Closed::Clean { is_empty } = closed else {
+            return Err(EIO);
+        };
+        top.unmark(is_empty)?;
+        let info = top.seal();
+        if let (Ok(info), Some(place)) = (info, this.infos.lock().get_mut(usize::from(level.0))) {
+            *place = info;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What one engine hands to the next. An engine's chain never changes; when the deltas of a running
+//! device do, a new engine takes its place while the queue is frozen.
+
+use super::{Closed, Disk, Engine, Parts};
+use crate::sys::{epoch::Epoch, prelude::*};
+
+/// Counters of a running device.
+pub(crate) struct Stats {
+    /// Requests taken.
+    pub(crate) requests: Atomic<u64>,
+    /// Slots taken by writes to holes.
+    pub(crate) allocated: Atomic<u64>,
+    /// Clusters unmapped by discards.
+    pub(crate) discarded: Atomic<u64>,
+    /// Commits done.
+    pub(crate) commits: Atomic<u64>,
+    /// Index pages written.
+    pub(crate) index_pages: Atomic<u64>,
+}
+
+/// What all engines of a running device have in common.
+pub(crate) struct Shared {
+    pub(crate) stats: Stats,
+    /// The disk's.
+    pub(super) epoch: Arc<Epoch>,
+    /// Writes that find no space fail instead of waiting.
+    fails_when_full: Atomic<bool>,
+    /// Some write waits for space, or did when it was tried last.
+    is_full: Atomic<bool>,
+}
+
+impl Shared {
+    /// For a disk that requests enter `epoch` of.
+    pub(crate) fn new(epoch: Arc<Epoch>) -> Self {
+        Self {
+            stats: Stats {
+                requests: Atomic::new(0),
+                allocated: Atomic::new(0),
+                discarded: Atomic::new(0),
+                commits: Atomic::new(0),
+                index_pages: Atomic::new(0),
+            },
+            epoch,
+            fails_when_full: Atomic::new(false),
+            is_full: Atomic::new(false),
+        }
+    }
+
+    /// Whether writes that find no space fail instead of waiting.
+    pub(crate) fn fails_when_full(&self) -> bool {
+        self.fails_when_full.load(Relaxed)
+    }
+
+    /// Sets that; [`Engine::retry_parked`] ends those who wait already.
+    pub(crate) fn set_fails_when_full(&self, fails: bool) {
+        self.fails_when_full.store(fails, Relaxed);
+    }
+
+    /// Whether writes wait for space.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Relaxed)
+    }
+
+    /// Notes, and says once, that writes wait for space or do not any more.
+    pub(super) fn set_full(&self, is_full: bool, device: u32) {
+        if self.is_full.xchg(is_full, Full) == is_full {
+            return;
+        }
+        if is_full {
+            pr_warn!("ploop{device}: no space for the image: writes that need some wait for it\n");
+        } else {
+            pr_notice!("ploop{device}: there is space for the image again\n");
+        }
+    }
+}
+
+/// The old top of a snapshot, after the switch: what is left to be done.
+#[must_use]
+pub(crate) struct Unfinished(usize);
+
+impl<D: Disk> Engine<D> {
+    /// Takes what is known of the top's file, for the next engine. With the queue frozen.
+    pub(crate) fn take_parts(&self) -> Result<Parts> {
+        let mut none = Parts::none(&self.chain)?;
+        self.exchange_parts(&mut none);
+        Ok(none)
+    }
+
+    /// Exchanges what is known of the top's file.
+    pub(crate) fn exchange_parts(&self, parts: &mut Parts) {
+        let mut slow = self.slow.lock();
+        core::mem::swap(&mut slow.alloc, &mut parts.alloc);
+        core::mem::swap(&mut slow.dirty, &mut parts.dirty);
+    }
+
+    /// Ends this engine's part in requests: nothing is published any more. With the queue frozen.
+    pub(crate) fn retire(&self) -> Result<Unfinished> {
+        self.quiet();
+        self.copy_last().map(Unfinished)
+    }
+
+    /// Goes on after [`Self::retire`], when no other engine took its place.
+    pub(crate) fn resume(self: &Arc<Self>) {
+        {
+            let mut slow = self.slow.lock();
+            slow.dirty.settle(false);
+            slow.alloc.commit_ended(false);
+        }
+        self.begin();
+        self.commit_soon();
+    }
+
+    /// Makes data and index of a retired engine's top durable and cuts its file.
+    pub(crate) fn finish(&self, unfinished: Unfinished) -> Result<Closed> {
+        self.commit_copied(unfinished.0)?;
+        self.cut_top()
+    }
+
+    /// An error of another engine's file makes this one refuse writes.
+    pub(crate) fn poison_for(&self, error: Error) {
+        self.poison(error);
+    }
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Writes: the steps that [`ploop_pure::flow`] decides, done.
+
+use super::{
+    cow::Copy, is_no_space, lockout::Change, Disk, Engine, Extent, Phase,
+};
+use crate::{
+    format::ploop1::Ploop1,
+    sys::{
+        mq::{Op, Request, Sync},
+        prelude::*,
+    },
+};
+use ploop_pure::{
+    flow::{Action, Coverage, Durability, Event, Write},
+    map::Word,
+    units::{ImageCluster, Level},
+};
+
+impl<D: Disk> Engine<D> {
+    pub(super) fn write(self: &Arc<Self>, mut rq: Request<D>) {
+        if !self.may_write() {
+            return rq.end(Err(EIO));
+        }
+        let extent = match self.extent_of(&rq) {
+            Ok(extent) => extent,
+            Err(e) => return rq.end(Err(e)),
+        };
+        let coverage = self.coverage(extent);
+        let durability = if rq.is_fua() {
+            Durability::Fua
+        } else {
+            Durability::Volatile
+        };
+        rq.pdu().moved = 0;
+        self.begin_write(rq, extent, coverage, durability);
+    }
+
+    /// How much of its cluster an extent is.
+    pub(super) fn coverage(&self, extent: Extent) -> Coverage {
+        if extent.within == 0 && u64::from(extent.len) == self.chain.cluster().bytes() {
+            Coverage::Whole
+        } else {
+            Coverage::Part
+        }
+    }
+
+    /// Begins to write to `extent`, or waits for who has its cluster closed and starts again.
+    pub(super) fn begin_write(
+        self: &Arc<Self>,
+        mut rq: Request<D>,
+        extent: Extent,
+        coverage: Coverage,
+        durability: Durability,
+    ) {
+        rq.pdu().extent = extent;
+        // Before the lookup: who takes the place away waits until we are done.
+        rq.enter();
+        let word = self.chain.word(extent.cluster);
+        if word.is_closed() {
+            return self.wait_for_cluster(rq);
+        }
+        let mut write = Write::new(durability, coverage, self.chain.top_level());
+        let action = write.next(self.found(word, extent, durability));
+        rq.pdu().write = Some(write);
+        self.act(rq, action);
+    }
+
+    /// Where a cluster is. Whether its entry is durable matters for FUA only.
+    pub(super) fn found(&self, word: Word, extent: Extent, durability: Durability) -> Event {
+        let entry_durable = match durability {
+            Durability::Volatile => true,
+            Durability::Fua => {
+                let page = Ploop1::page_of(extent.cluster);
+                self.chain.is_identity() || self.slow.lock().dirty.is_durable(page)
+            }
+        };
+        Event::Found {
+            place: word.place(),
+            entry_durable,
+        }
+    }
+
+    /// Does `action` and what follows from it, until the request waits for something or ends.
+    pub(super) fn act(self: &Arc<Self>, mut rq: Request<D>, mut action: Action) {
+        let cluster = rq.pdu().extent.cluster;
+        loop {
+            let event = match action {
+                // It was poisoned while the request waited.
+                Action::Lock | Action::TakeSlot if self.is_poisoned() => Event::Failed,
+                Action::Lock => match self.lock_cluster(rq) {
+                    Some((r, event)) => {
+                        rq = r;
+                        event
+                    }
+                    None => return,
+                },
+                Action::TakeSlot => match self.take_slot(rq) {
+                    Some((r, event)) => {
+                        rq = r;
+                        event
+                    }
+                    None => return,
+                },
+                Action::CopyBelow { level, from, to } => {
+                    match self.copy_below(rq, Copy { level, from, to }) {
+                        Some((r, event)) => {
+                            rq = r;
+                            event
+                        }
+                        None => return,
+                    }
+                }
+                Action::WriteData { at, durable } => match self.write_data(rq, at, durable) {
+                    Some((r, event)) => {
+                        rq = r;
+                        event
+                    }
+                    None => return,
+                },
+                Action::UnlockAndWrite { at, durable } => {
+                    // From here on the place is kept by this, not by the lock.
+                    rq.enter();
+                    self.unlock_cluster(cluster, Change::Keep);
+                    match self.write_data(rq, at, durable) {
+                        Some((r, event)) => {
+                            rq = r;
+                            event
+                        }
+                        None => return,
+                    }
+                }
+                Action::Publish { at } => {
+                    self.unlock_cluster(cluster, Change::Map(at));
+                    Event::Ok
+                }
+                Action::Commit => return self.join_commit(rq),
+                Action::Done if rq.op() == Op::Write => return rq.end(Ok(())),
+                Action::Done => return self.discarded(rq),
+                Action::Abandon { at } => {
+                    if self.chain.hidden(cluster) != Some(at) {
+                        self.slow.lock().alloc.give_back(at);
+                    }
+                    self.unlock_cluster(cluster, Change::Keep);
+                    return self.fail(rq);
+                }
+                Action::Unlock => {
+                    self.unlock_cluster(cluster, Change::Keep);
+                    return self.fail(rq);
+                }
+                Action::Fail => return self.fail(rq),
+            };
+            action = match &mut rq.pdu().write {
+                Some(write) => write.next(event),
+                None => Action::Fail,
+            };
+        }
+    }
+
+    pub(super) fn fail(&self, mut rq: Request<D>) {
+        let cmd = rq.pdu();
+        let error = cmd.error;
+        // A sync reports what was lost once, so this may have been about earlier writes too. No
+        // space for a direct write is about that write alone.
+        if cmd.is_sync_failed {
+            let top = self.chain.top();
+            let is_alone = top.is_some_and(|t| t.io().is_direct()) && is_no_space(error);
+            if !is_alone {
+                self.poison(error);
+            }
+        }
+        rq.end(Err(error));
+    }
+
+    /// Writes the request's data to a slot of the top. `None` if the request is on its way.
+    fn write_data(
+        self: &Arc<Self>,
+        mut rq: Request<D>,
+        at: ImageCluster,
+        durable: bool,
+    ) -> Option<(Request<D>, Event)> {
+        let extent = rq.pdu().extent;
+        let pos = self.chain.cluster().offset(at) + u64::from(extent.within);
+        if rq.op() != Op::Write {
+            return self.zero_data(rq, pos);
+        }
+        let sync = if durable { Sync::Data } else { Sync::No };
+        self.submit(rq, self.chain.top_level(), pos, sync);
+        None
+    }
+
+    /// A write found no space for its data: it waits for it and goes on, or fails if it must not
+    /// wait.
+    pub(super) fn data_lacks_space(
+        self: &Arc<Self>,
+        mut rq: Request<D>,
+        level: Level,
+        pos: u64,
+        sync: Sync,
+    ) {
+        let cmd = rq.pdu();
+        let holds_lock = cmd.write.is_some_and(|w| w.holds_lock());
+        cmd.phase = if holds_lock {
+            Phase::Moving { level, pos, sync }
+        } else {
+            Phase::Again
+        };
+        // What was looked up without the lock is looked up again.
+        rq.leave();
+        if let Some(mut rq) = self.park(rq) {
+            let cmd = rq.pdu();
+            cmd.is_sync_failed = sync == Sync::Data;
+            match &mut cmd.write {
+                Some(write) => {
+                    let action = write.next(Event::Failed);
+                    self.act(rq, action);
+                }
+                None => self.fail(rq),
+            }
+        }
+    }
+}

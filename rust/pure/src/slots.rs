@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Sets of slots of an image file, lowest first.
+
+use crate::mem::Vector;
+use crate::units::ImageCluster;
+use crate::Error;
+use core::ops::Range;
+
+const WORD_BITS: u32 = u64::BITS;
+
+/// A set of slots below a bound. One bit a slot; the lowest is found without looking from zero.
+#[derive(Debug, Default)]
+pub struct SlotSet {
+    words: Vector<u64>,
+    nr: u32,
+    /// No word below this one has a bit.
+    low: usize,
+    /// No word from this one on has a bit.
+    high: usize,
+}
+
+/// Words for slots below `nr`.
+fn words_of(nr: u32) -> usize {
+    nr.div_ceil(WORD_BITS) as usize
+}
+
+fn place(slot: ImageCluster) -> (usize, u64) {
+    ((slot.0 / WORD_BITS) as usize, 1 << (slot.0 % WORD_BITS))
+}
+
+impl SlotSet {
+    /// Memory for slots below `nr`, for [`Self::exchange`].
+    pub fn room(nr: u32) -> Result<Vector<u64>, Error> {
+        Ok(Vector::try_filled(0, words_of(nr))?)
+    }
+
+    /// An empty set of slots below `nr`.
+    pub fn new(nr: u32) -> Result<Self, Error> {
+        Ok(Self {
+            words: Self::room(nr)?,
+            ..Self::default()
+        })
+    }
+
+    /// Takes `room` for its memory if that is larger; leaves the smaller of the two there.
+    pub fn exchange(&mut self, room: &mut Vector<u64>) {
+        if room.len() <= self.words.len() {
+            return;
+        }
+        if let Some(to) = room.get_mut(..self.words.len()) {
+            to.copy_from_slice(&self.words);
+        }
+        core::mem::swap(&mut self.words, room);
+    }
+
+    /// The bound is at least this; a multiple of 64.
+    pub fn bound(&self) -> u64 {
+        self.words.len() as u64 * u64::from(WORD_BITS)
+    }
+
+    /// How many slots are in the set.
+    pub fn len(&self) -> u32 {
+        self.nr
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nr == 0
+    }
+
+    /// Whether `slot` is in the set.
+    pub fn contains(&self, slot: ImageCluster) -> bool {
+        let (word, bit) = place(slot);
+        self.words.get(word).is_some_and(|w| w & bit != 0)
+    }
+
+    /// Puts `slot` in. Returns whether it was not in before; not for one over the bound.
+    pub fn insert(&mut self, slot: ImageCluster) -> bool {
+        let (at, bit) = place(slot);
+        let Some(word) = self.words.get_mut(at).filter(|w| **w & bit == 0) else {
+            return false;
+        };
+        *word |= bit;
+        if self.nr == 0 {
+            self.low = at;
+            self.high = at;
+        }
+        self.nr += 1;
+        self.low = self.low.min(at);
+        self.high = self.high.max(at + 1);
+        true
+    }
+
+    /// Takes `slot` out. Returns whether it was in.
+    pub fn remove(&mut self, slot: ImageCluster) -> bool {
+        let (at, bit) = place(slot);
+        let Some(word) = self.words.get_mut(at).filter(|w| **w & bit != 0) else {
+            return false;
+        };
+        *word &= !bit;
+        self.nr -= 1;
+        true
+    }
+
+    /// The lowest slot of the set that is not below `from`.
+    pub fn lowest(&mut self, from: ImageCluster) -> Option<ImageCluster> {
+        if self.nr == 0 {
+            return None;
+        }
+        while self.low < self.high && self.words.get(self.low).is_none_or(|w| *w == 0) {
+            self.low += 1;
+        }
+        let (first, bit) = place(from);
+        let start = self.low.max(first);
+        for at in start..self.high {
+            let mut word = self.words.get(at).copied().unwrap_or(0);
+            if at == first {
+                word &= !(bit - 1);
+            }
+            if word != 0 {
+                // Below the bound, which fits.
+                return Some(ImageCluster(at as u32 * WORD_BITS + word.trailing_zeros()));
+            }
+        }
+        None
+    }
+
+    /// Takes out the lowest slot that is not below `from`.
+    pub fn pop_lowest(&mut self, from: ImageCluster) -> Option<ImageCluster> {
+        let slot = self.lowest(from)?;
+        self.remove(slot);
+        Some(slot)
+    }
+
+    /// Takes out the lowest slot and those that follow it without a gap, `max` at most.
+    pub fn pop_run(&mut self, max: u32) -> Option<Range<u32>> {
+        let first = self.pop_lowest(ImageCluster(0))?.0;
+        let mut end = first + 1;
+        while end - first < max && self.remove(ImageCluster(end)) {
+            end += 1;
+        }
+        Some(first..end)
+    }
+
+    /// Moves all slots of `other` in here. The bound of `other` is not higher.
+    pub fn absorb(&mut self, other: &mut Self) {
+        while let Some(slot) = other.pop_lowest(ImageCluster(0)) {
+            self.insert(slot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZERO: ImageCluster = ImageCluster(0);
+
+    #[test]
+    fn the_lowest_comes_first() {
+        let mut s = SlotSet::new(1000).unwrap();
+        for slot in [700, 3, 64, 63, 999] {
+            assert!(s.insert(ImageCluster(slot)));
+        }
+        assert!(!s.insert(ImageCluster(3)) && !s.insert(ImageCluster(5000)));
+        assert_eq!(s.len(), 5);
+        assert_eq!(s.lowest(ImageCluster(4)), Some(ImageCluster(63)));
+        assert_eq!(s.pop_run(10), Some(3..4));
+        assert_eq!(s.pop_run(10), Some(63..65));
+        assert_eq!(s.pop_lowest(ImageCluster(701)), Some(ImageCluster(999)));
+        assert_eq!(s.pop_lowest(ZERO), Some(ImageCluster(700)));
+        assert!(s.is_empty() && s.lowest(ZERO).is_none());
+        assert!(s.insert(ImageCluster(1)));
+        assert_eq!(s.lowest(ZERO), Some(ImageCluster(1)));
+    }
+
+    #[test]
+    fn room_is_exchanged_and_sets_absorbed() {
+        let (mut a, mut b) = (SlotSet::new(64).unwrap(), SlotSet::new(64).unwrap());
+        a.insert(ImageCluster(5));
+        b.insert(ImageCluster(6));
+        let mut room = SlotSet::room(129).unwrap();
+        a.exchange(&mut room);
+        assert_eq!((room.len(), a.bound()), (1, 192));
+        a.insert(ImageCluster(130));
+        a.absorb(&mut b);
+        assert!(b.is_empty());
+        assert_eq!(a.pop_run(9), Some(5..7));
+        assert_eq!(a.pop_run(9), Some(130..131));
+    }
+}
