@@ -321,6 +321,25 @@ pub struct OpStatus {
     pub freed: u64,
 }
 
+impl OpStatus {
+    /// Asks.
+    pub const fn read() -> Self {
+        Self {
+            size: 64,
+            flags: 0,
+            op: OP_NONE,
+            state: OP_IDLE,
+            result: 0,
+            level: 0,
+            serial: 0,
+            done: 0,
+            total: 0,
+            rate: 0,
+            freed: 0,
+        }
+    }
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<OpStart>() == 64);

@@ -4,7 +4,7 @@
 //! Status 0: done. 1: what was to be shown does not hold. 2: could not be tried.
 
 use crate::rng::Rng;
-use crate::{device, fuzz, ioctls, mutate, replay, seq, sim};
+use crate::{device, fuzz, ioctls, model, mutate, replay, seq, sim};
 use std::process::ExitCode;
 
 const HELP: &str = "\
@@ -25,6 +25,12 @@ plooptest COMMAND...
   ioctl-table IMAGE                      the errors of every ioctl
   ioctl-fuzz [--seed S] [--count N] IMAGE
                                          random ioctls
+  model [--seed S] [--ops N] [--cluster-log L] [--version 1|2] [--raw] [--sectors N]
+        DIR
+                                         random operations compared with a model in memory
+  snapshot [--freeze] DEV IMAGE          SNAPSHOT
+  op DEV merge LEVEL|top | grow SECTORS | compact
+                                         a long operation from start to end
   mutate --seed S IN OUT                 a damaged copy of an image
   corpus [--seed S] [--count N] IMAGE SCRATCH
                                          attach that many damaged copies
@@ -150,6 +156,9 @@ fn run(command: &str, words: Words) -> Outcome {
         "detach-raw" => device::detach_raw(words),
         "ioctl-table" => ioctls::table(words),
         "ioctl-fuzz" => fuzz::fuzz(words),
+        "model" => model::model(words),
+        "snapshot" => device::snapshot(words),
+        "op" => device::op(words),
         "mutate" => mutate::mutate(words),
         "corpus" => mutate::corpus(words),
         "help" => {

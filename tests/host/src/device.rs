@@ -195,3 +195,46 @@ pub fn detach_raw(words: Words) -> Outcome {
     device.remove()?;
     Ok(())
 }
+
+/// `snapshot [--freeze] DEVICE IMAGE`
+pub fn snapshot(mut words: Words) -> Outcome {
+    let flags = if words.flag("--freeze") {
+        abi::FLAG_FS_SYNC
+    } else {
+        0
+    };
+    let log = words.number("--cluster-log", 11)? as u32;
+    let [path, image] = words.operands()?;
+    let image = OpenOptions::new().read(true).write(true).open(image)?;
+    let arg = add_delta(&image, abi::FORMAT_PLOOP1, log, flags);
+    let bytes = &arg.as_bytes()[..size_of::<abi::Ctl>() + size_of::<abi::Chunk>()];
+    let done = Device::open(&path)?.call(abi::SNAPSHOT, Arg::Bytes(bytes));
+    done.map(drop)
+        .map_err(|e| Failure::Broken(format!("refused: {e}")))
+}
+
+/// `op DEVICE merge LEVEL|top` or `op DEVICE grow SECTORS` or `op DEVICE compact`
+pub fn op(words: Words) -> Outcome {
+    let words = words.all_operands()?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (path, op) = match words[..] {
+        [path, "merge", "top"] => (path, (abi::OP_MERGE, abi::LEVEL_TOP, 0)),
+        [path, "merge", level] => (path, (abi::OP_MERGE, parse(level)? as u32, 0)),
+        [path, "grow", sectors] => (path, (abi::OP_GROW, 0, parse(sectors)?)),
+        [path, "compact"] => (path, (abi::OP_COMPACT, 0, 0)),
+        _ => return Err(Failure::Trouble(format!("no operation {words:?}"))),
+    };
+    let mut device = Device::open(path)?;
+    let arg = abi::OpStart::new(op.0, op.1, op.2);
+    device
+        .call(abi::OP_START, Arg::Bytes(arg.as_bytes()))
+        .map_err(|e| Failure::Broken(format!("refused: {e}")))?;
+    let disk = File::open(path)?;
+    let arg = abi::OpStatus::read();
+    let arg = Arg::Bytes(arg.as_bytes());
+    let (_, out) = device.memory.ioctl(&disk, abi::OP_WAIT, arg)?;
+    match i32::from_ne_bytes(std::array::from_fn(|i| out[16 + i])) {
+        0 => Ok(()),
+        e => Err(Failure::Broken(format!("ended with errno {}", -e))),
+    }
+}

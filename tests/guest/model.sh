@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# Thousands of random operations - writes, discards, zeroes, snapshots, merges of any
+# pair, growth, compaction, rollback, detach and attach - agree with a model in
+# memory; so do the images, as our own check and qemu-img see them.
+# timeout: 400
+. "$(dirname "$0")/lib.sh"
+
+# run FS ARGUMENTS...
+run() {
+    local kind=$1 seed image
+    shift
+    scratch_fs "$kind"
+    for seed in ${SEEDS:-1 2 3}; do
+        rm -rf "$SCRATCH/m"
+        mkdir "$SCRATCH/m"
+        note "$kind seed $seed $*"
+        plooptest model --seed "$seed" "$@" "$SCRATCH/m" || die "seed $seed of $kind $* fails"
+        for image in "$SCRATCH"/m/*.img; do
+            if ! ploopctl check "$image" >&2; then
+                [[ $* == *--raw* && $image == */0.img ]] || die "$image is damaged"
+            fi
+        done
+    done
+    umount "$SCRATCH"
+}
+
+run ext4 --ops "${OPS:-500}"
+run xfs --ops "${OPS:-500}" --version 1 --cluster-log 6
+run ext4 --ops "${OPS:-300}" --raw
