@@ -14,6 +14,7 @@ use crate::{
     sys::{prelude::*, sparse::SparseWords},
 };
 use delta::Delta;
+use core::{cmp::Ordering, ops::Range};
 use ploop_pure::{
     map::{Place, Word},
     slots::SlotSet,
@@ -186,6 +187,194 @@ impl Chain {
             map: Some(map),
             ..*self
         })
+    }
+
+    /// While the top is being merged into the delta below, of which `dest` is open for writing and
+    /// `hidden` are the slots: that is the top, and the old top its source.
+    pub(crate) fn merging(&self, dest: Arc<Delta>, hidden: Hidden) -> Result<Self> {
+        let top = self.top.0.checked_sub(1).map(Level).ok_or(ENOENT)?;
+        let mut deltas = self.copy_of_deltas(0)?;
+        *deltas.get_mut(usize::from(top.0)).ok_or(ENOENT)? = dest;
+        Ok(Self {
+            deltas,
+            top,
+            merge: Some(hidden),
+            map: self.map.clone(),
+            ..*self
+        })
+    }
+
+    /// After the merge: without the source.
+    pub(crate) fn merged(&self) -> Result<Self> {
+        let mut deltas = self.copy_of_deltas(0)?;
+        deltas.truncate(usize::from(self.top.0) + 1);
+        let is_raw = matches!(self.top().ok_or(ENOENT)?.format(), Format::Raw(_));
+        Ok(Self {
+            deltas,
+            merge: None,
+            map: if is_raw { None } else { self.map.clone() },
+            ..*self
+        })
+    }
+
+    /// After a merge that was given up: the source is the top again.
+    pub(crate) fn unmerged(&self) -> Result<Self> {
+        let top = self.top.0.checked_add(1).map(Level).ok_or(EINVAL)?;
+        Ok(Self {
+            deltas: self.copy_of_deltas(0)?,
+            top,
+            merge: None,
+            map: self.map.clone(),
+            ..*self
+        })
+    }
+
+    /// A chain of its own for a merge of two lower deltas, which no request uses: `source`, which
+    /// is not written, is to go into `dest`. What `dest` uses is returned too.
+    pub(crate) fn pair(
+        dest: Arc<Delta>,
+        source: Arc<Delta>,
+        device: u32,
+    ) -> Result<(Self, Used)> {
+        let nr = |d: &Delta| u32::try_from(d.format().nr_clusters_of_disk()).map_err(|_| EFBIG);
+        let map = Self::new_map(nr(&dest)?.max(nr(&source)?), device)?;
+        let (hidden, used) = Self::hidden_by(&dest, device)?;
+        Self::read_index(&map, &source, Level(1), false, device)?;
+        let (cluster, size_sectors) = (dest.format().cluster(), dest.format().size_sectors());
+        let mut deltas = KVec::with_capacity(2, GFP_KERNEL)?;
+        deltas.push(dest, GFP_KERNEL)?;
+        deltas.push(source, GFP_KERNEL)?;
+        let chain = Self {
+            deltas,
+            top: Level(0),
+            merge: Some(hidden),
+            cluster,
+            size_sectors,
+            map: Some(Arc::new(map, GFP_KERNEL)?),
+        };
+        Ok((chain, used))
+    }
+
+    /// The slots of a merge's destination, and those that are in use.
+    pub(crate) fn hidden_by(dest: &Delta, device: u32) -> Result<(Hidden, Used)> {
+        match dest.format() {
+            Format::Raw(raw) => Ok((Hidden::Raw(raw.nr_clusters()), Used::none())),
+            Format::Ploop1(format) => {
+                let words = Self::new_map(format.header().nr_entries, device)?;
+                let used = Self::read_index(&words, dest, Level(0), true, device)?;
+                Ok((Hidden::Slots(words), used))
+            }
+        }
+    }
+
+    /// After the merge of `level` into the one below, of which `dest` is the delta now: without
+    /// `level`. The words still are those of this chain: see [`Self::take_level_out`].
+    pub(crate) fn without(&self, level: Level, dest: Arc<Delta>) -> Result<Self> {
+        let below = level.0.checked_sub(1).ok_or(EINVAL)?;
+        let top = self.top.0.checked_sub(1).ok_or(EINVAL)?;
+        let mut deltas = self.copy_of_deltas(0)?;
+        *deltas.get_mut(usize::from(below)).ok_or(ENOENT)? = dest;
+        deltas.remove(usize::from(level.0)).map_err(|_| ENOENT)?;
+        Ok(Self {
+            deltas,
+            top: Level(top),
+            merge: None,
+            map: self.map.clone(),
+            ..*self
+        })
+    }
+
+    /// Makes the words of a chain those of [`Self::without`]: `pair` knows where the clusters of
+    /// `level` are now. With the queue frozen.
+    pub(crate) fn take_level_out(&self, level: Level, pair: &Self) {
+        let (Some(map), Some(below)) = (&self.map, level.0.checked_sub(1)) else {
+            return;
+        };
+        map.for_each(|cluster, bits| {
+            let word = Word::from_bits(bits.load(Relaxed));
+            let Place::Slot { level: l, at } = word.place() else {
+                return;
+            };
+            let (l, at) = match l.0.cmp(&level.0) {
+                Ordering::Less => return,
+                Ordering::Equal => match pair.lookup(Cluster(cluster)) {
+                    Place::Slot { at, .. } => (below, at),
+                    // It was there, so it has been moved.
+                    Place::Hole => return,
+                },
+                Ordering::Greater => (l.0 - 1, at),
+            };
+            let place = Place::Slot {
+                level: Level(l),
+                at,
+            };
+            bits.store(word.with_place(place).bits(), Release);
+        });
+    }
+
+    /// The same chain with `top` as its top delta, which is the same image, larger.
+    pub(crate) fn grown(&self, top: Arc<Delta>, device: u32) -> Result<Self> {
+        let (size_sectors, mut deltas) = (top.format().size_sectors(), self.copy_of_deltas(0)?);
+        let map = match (top.format(), &self.map) {
+            (Format::Ploop1(format), Some(map)) => {
+                let len = u64::from(format.header().nr_entries);
+                check_memory(SparseWords::directory_bytes(len) + len * WORD_BYTES, device)?;
+                Some(Arc::new(map.extended(len)?, GFP_KERNEL)?)
+            }
+            (Format::Ploop1(_), None) | (Format::Raw(_), _) => None,
+        };
+        *deltas.get_mut(usize::from(self.top.0)).ok_or(ENOENT)? = top;
+        Ok(Self {
+            deltas,
+            merge: None,
+            size_sectors,
+            map,
+            ..*self
+        })
+    }
+
+    /// The first cluster from `from` on whose slot in the top is in `slots`.
+    pub(crate) fn next_in_slots(&self, from: u32, slots: &Range<u32>) -> Option<Cluster> {
+        let map = self.map.as_ref()?;
+        let is_there = |bits: u64| match Word::from_bits(bits).place() {
+            Place::Slot { level, at } => level == self.top && slots.contains(&at.0),
+            Place::Hole => false,
+        };
+        map.find(from, is_there).map(Cluster)
+    }
+
+    /// The slots that the delta of `level` uses as far as the map knows: all, if none hides it.
+    pub(crate) fn used_of(&self, level: Level) -> Result<Used> {
+        let delta = self.delta(level).ok_or(ENOENT)?;
+        let clusters = self.cluster.ceil(delta.io().len()?);
+        let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        let slots = SlotSet::new(clusters).map_err(crate::error::errno)?;
+        let first = match delta.format() {
+            Format::Ploop1(f) => f.header().first_data.0,
+            Format::Raw(_) => 0,
+        };
+        let mut used = Used { slots, end: first };
+        if let Some(map) = &self.map {
+            map.for_each(|_, bits| {
+                if let Place::Slot { level: l, at } = Word::from_bits(bits.load(Relaxed)).place() {
+                    if l == level {
+                        used.slots.insert(at);
+                        used.end = used.end.max(at.0.saturating_add(1));
+                    }
+                }
+            });
+        }
+        Ok(used)
+    }
+
+    /// The first cluster from `from` on that is in the delta of `level`.
+    pub(crate) fn next_in(&self, level: Level, from: u32) -> Option<Cluster> {
+        let map = self.map.as_ref()?;
+        let is_there = |bits: u64| match Word::from_bits(bits).place() {
+            Place::Slot { level: l, .. } => l == level,
+            Place::Hole => false,
+        };
+        map.find(from, is_there).map(Cluster)
     }
 
     fn copy_of_deltas(&self, room: usize) -> Result<KVec<Arc<Delta>>> {

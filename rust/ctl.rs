@@ -7,7 +7,7 @@
 mod decode;
 
 use crate::{
-    device::Device,
+    device::{ops::Wanted, Device},
     io::lock::Images,
     sys::{
         self,
@@ -18,7 +18,7 @@ use crate::{
         proc::Reserve,
     },
 };
-use ploop_pure::abi;
+use ploop_pure::{abi, lifecycle::Op};
 
 /// A device in the table.
 struct Slot {
@@ -223,6 +223,36 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
         abi::STOP => Device::stop(disk)?,
         abi::CLEAR => device.clear()?,
         abi::SYNC => device.sync()?,
+        abi::MERGE => {
+            let wanted = Wanted {
+                op: Op::Merge,
+                level: abi::LEVEL_TOP,
+                sectors: 0,
+                rate: 0,
+            };
+            run_op(device, disk, wanted)?;
+        }
+        abi::OP_START => {
+            let (mut start, wanted) = decode::op_start(call.arg)?;
+            // Now rather than when it runs already.
+            decode::put(call.arg, &start)?;
+            start.serial = Device::start_op(disk, wanted)?;
+            decode::put(call.arg, &start)?;
+        }
+        abi::OP_STATUS => {
+            decode::op_status(call.arg)?;
+            decode::put(call.arg, &device.ops().status())?;
+        }
+        abi::OP_WAIT => {
+            decode::op_status(call.arg)?;
+            device.ops().wait()?;
+            decode::put(call.arg, &device.ops().status())?;
+        }
+        abi::OP_CANCEL => {
+            device.ops().cancel();
+            device.ops().wait()?;
+        }
+        abi::OP_RATE => device.ops().set_rate(decode::number(call.arg)?),
         abi::GETDEVICE => {
             let minor = device.lowest_idle()? << abi::MINOR_SHIFT;
             decode::put(call.arg, &abi::GetDevice { minor, mbz: 0 })?;
@@ -230,4 +260,17 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
         _ => return Err(ENOTTY),
     }
     Ok(0)
+}
+
+/// Starts a long operation, unless the same runs already, and waits for its end, as OpenVZ's calls
+/// do. EINTR if a signal comes first; it goes on then, and the same call waits again.
+fn run_op(device: &Device, disk: DiskRef<'_, Device>, wanted: Wanted) -> Result {
+    if device.ops().running() != Some(wanted.op) {
+        Device::start_op(disk, wanted)?;
+    }
+    device.ops().wait()?;
+    match device.ops().status().result {
+        0 => Ok(()),
+        e => Err(Error::from_errno(e)),
+    }
 }

@@ -5,7 +5,11 @@
 //! then the frozen queue. `view` is a leaf and is all that readers of sysfs take, so a folder
 //! may be removed under `control`.
 
+mod compact;
+mod grow;
 mod limits;
+mod merge;
+pub(crate) mod ops;
 pub(crate) mod show;
 mod snapshot;
 
@@ -14,7 +18,7 @@ use crate::{
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
-    engine::{Closed, Engine, Parts, Shared, Unfinished},
+    engine::{Closed, Engine, Parts, Shared},
     error::{refusal, Shown},
     io::{lock::Images, Io},
     sys::{
@@ -28,9 +32,10 @@ use crate::{
         work::Workqueue,
     },
 };
+use ops::{Ops, Wanted};
 use ploop_pure::{
     abi, chain,
-    lifecycle::{admit, Call, State},
+    lifecycle::{admit, Call, Op, State},
 };
 
 /// What only control calls touch.
@@ -80,6 +85,9 @@ pub(crate) struct Device {
     /// What requests enter before they look a place up.
     epoch: Arc<Epoch>,
     workers: Arc<Workqueue>,
+    ops: Arc<Ops>,
+    /// Where long operations run. They wait for `workers`.
+    op_worker: Workqueue,
 }
 
 impl Device {
@@ -104,6 +112,8 @@ impl Device {
                 epoch: Arc::new(Epoch::new()?, GFP_KERNEL)?,
                 tags <- TagSet::new(limits::QUEUE_DEPTH),
                 workers,
+                ops: Ops::new()?,
+                op_worker: Workqueue::new(c"ploop_op")?,
             }? Error),
             GFP_KERNEL,
         )
@@ -261,6 +271,7 @@ impl Device {
         let mut control = this.control.lock();
         let call = |openers| Call::Stop { openers };
         admit(control.state(), call(disk.openers())).map_err(refusal)?;
+        this.admit_change()?;
         if let Some(engine) = &control.engine {
             // Nothing that waits may be in the way of stopping.
             engine.shared().set_fails_when_full(true);
@@ -324,6 +335,11 @@ impl Device {
             self.forget(&mut control, 0);
             return Ok(());
         }
+        self.drop_level(&mut control, level)
+    }
+
+    /// Takes the delta of a level, not the only one, out of the table.
+    fn drop_level(&self, control: &mut Control, level: usize) -> Result {
         // Folders are named by level: those from this one on are made anew.
         control.folders.truncate(level);
         control.deltas.remove(level).map_err(|_| ENOENT)?;
@@ -348,25 +364,23 @@ impl Device {
         Ok(())
     }
 
-    /// Lets `new` take the place of `old`, which goes on if this fails; `hand_over` is called in
+    /// Lets `new` take the place of `old`, which goes on if this fails; `retire` is called in
     /// between, when no request is in flight. ENOSPC if writes wait for space, which requests in
     /// flight would be waited for without end.
-    fn replace_engine(
+    fn replace_engine<R>(
         &self,
         disk: DiskRef<'_, Self>,
         old: &Arc<Engine<Self>>,
         new: &Arc<Engine<Self>>,
-        hand_over: impl FnOnce(&Engine<Self>, &Engine<Self>) -> Result,
-    ) -> Result<Unfinished> {
+        retire: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
         let switched = disk.frozen(
             || old.has_parked(),
             |frozen| {
-                let retired = old.retire().and_then(|unfinished| {
-                    hand_over(old, new)?;
-                    self.engine
-                        .replace(frozen, Some(new.clone()))
-                        .map_err(|_| EBUSY)?;
-                    Ok(unfinished)
+                let retired = retire().and_then(|r| {
+                    let swapped = self.engine.replace(frozen, Some(new.clone()));
+                    swapped.map_err(|_| EBUSY)?;
+                    Ok(r)
                 });
                 if retired.is_err() {
                     old.resume();
@@ -374,7 +388,7 @@ impl Device {
                 retired
             },
         );
-        let unfinished = switched.unwrap_or(Err(ENOSPC))?;
+        let retired = switched.unwrap_or(Err(ENOSPC))?;
         self.view.lock().engine = Some(new.clone());
         // Those of the block layer may stay larger than needed; they never get smaller.
         if let Err(e) = disk.set_limits(limits::limits(new)) {
@@ -384,7 +398,31 @@ impl Device {
                 e.to_errno()
             );
         }
-        Ok(unfinished)
+        Ok(retired)
+    }
+
+    /// OP_START: begins a long operation; returns its number.
+    pub(crate) fn start_op(disk: DiskRef<'_, Self>, wanted: Wanted) -> Result<u64> {
+        let this = disk.driver();
+        let control = this.control.lock();
+        admit(control.state(), Call::Change).map_err(refusal)?;
+        let engine = control.engine.as_ref().ok_or(EINVAL)?;
+        match wanted.op {
+            Op::Merge => this.admit_merge(&control, wanted.level)?,
+            Op::Grow => Self::admit_grow(engine, wanted.sectors)?,
+            Op::Compact => Self::admit_compact(engine)?,
+        }
+        if engine.is_poisoned() {
+            return Err(EIO);
+        }
+        this.ops.start(disk, wanted, &this.op_worker)
+    }
+
+    /// Shows something else of a level.
+    fn update_info(&self, level: usize, info: Arc<Info>) {
+        if let Some(place) = self.infos.lock().get_mut(level) {
+            *place = info;
+        }
     }
 
     /// SYNC: makes data and index of the top durable.

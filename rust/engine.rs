@@ -13,6 +13,7 @@ mod cow;
 mod discard;
 pub(crate) mod index_wb;
 mod lockout;
+pub(crate) mod merge;
 mod space;
 mod succeed;
 mod write;
@@ -171,8 +172,13 @@ impl Parts {
     /// is marked and its index gets the space it lacks.
     pub(crate) fn of_top(chain: &Chain, used: &Used, device: u32) -> Result<Self> {
         let top = chain.top().ok_or(ENOENT)?;
+        // A source's pages are written too; it has as many or more.
+        let source = chain.source().map_or(0, |(_, d)| d.nr_index_pages());
+        let dirty = DirtyPages::new(top.nr_index_pages().max(source));
+        let dirty = dirty.map_err(crate::error::errno)?;
         let Format::Ploop1(format) = top.format() else {
-            return Self::none(chain);
+            let none = Self::none(chain)?;
+            return Ok(Self { dirty, ..none });
         };
         let header = format.header();
         // What lies behind the last slot in use is old or preallocated; cut, it will read as zeros
@@ -193,10 +199,6 @@ impl Parts {
                 alloc.give_back(at);
             }
         }
-        // A source's pages are written too; it has as many or more.
-        let source = chain.source().map_or(0, |(_, d)| d.nr_index_pages());
-        let dirty = DirtyPages::new(header.nr_pages().max(source));
-        let dirty = dirty.map_err(crate::error::errno)?;
         Ok(Self { alloc, dirty })
     }
 }
@@ -416,6 +418,7 @@ impl<D: Disk> Engine<D> {
     pub(crate) fn begin(self: &Arc<Self>) {
         if self.may_write() {
             self.make_space_soon();
+            self.commit_soon();
         }
     }
 

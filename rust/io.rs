@@ -100,6 +100,14 @@ impl Io {
         self.file().grow(range)
     }
 
+    /// Grows the file to `len` bytes by a hole.
+    pub(crate) fn lengthen(&self, len: u64) -> Result {
+        if self.len()? >= len {
+            return Ok(());
+        }
+        self.file().as_file().truncate(len)
+    }
+
     /// Cuts the file to `len` bytes.
     pub(crate) fn cut(&self, len: u64) -> Result {
         if self.len()? == len {

@@ -25,7 +25,7 @@ use ploop_pure::{
     chain::{self, Member},
     check::{BatScan, Length, Problem, Usage},
     layout::ploop1::Header,
-    units::{Cluster, ImageCluster, INDEX_PAGE_BYTES},
+    units::{Cluster, ImageCluster, INDEX_PAGE_BYTES, SECTOR_BYTES},
 };
 
 /// Index pages read at once.
@@ -62,7 +62,7 @@ pub(crate) struct Info {
 
 /// A delta of a device.
 pub(crate) struct Delta {
-    io: Io,
+    io: Arc<Io>,
     format: Format,
     args: OpenArgs,
     /// It may be written. Changed, once, under the device's control lock only.
@@ -74,7 +74,7 @@ pub(crate) struct Delta {
     /// It could not be closed cleanly: it is left as it is until it has been opened anew.
     is_spoiled: Atomic<bool>,
     info: Arc<Info>,
-    lock: ImageLock,
+    lock: Arc<ImageLock>,
 }
 
 impl Delta {
@@ -86,10 +86,15 @@ impl Delta {
             return Err(EINVAL);
         }
         let lock = images.lock(io.as_file(), args.access, device)?;
+        Self::judge(io, args, Arc::new(lock, GFP_KERNEL)?, device)
+    }
+
+    /// Judges an image that is locked.
+    fn judge(io: Io, args: OpenArgs, lock: Arc<ImageLock>, device: u32) -> Result<Self> {
         let format = Self::parse(&io, args, device)?;
         let info = Info::new(&io, &format, args.access)?;
         let delta = Self {
-            io,
+            io: Arc::new(io, GFP_KERNEL)?,
             format,
             args,
             is_writable: Atomic::new(args.access == Access::ReadWrite),
@@ -104,6 +109,27 @@ impl Delta {
             delta.is_empty.store(usage.nr_used == 0, Relaxed);
         }
         Ok(delta)
+    }
+
+    /// Opens the image of this delta, which is only read, for writing too. EBUSY if somebody else
+    /// has it. Until [`Self::writer_closed`] this delta's reads go on.
+    pub(crate) fn open_writer(&self, device: u32) -> Result<Self> {
+        let io = Io::open(self.io.as_file(), Access::ReadWrite)?;
+        self.lock.upgrade(self.io.as_file(), io.as_file())?;
+        let args = OpenArgs {
+            access: Access::ReadWrite,
+            expect: Expect {
+                accept_in_use: false,
+                ..self.args.expect
+            },
+            ..self.args
+        };
+        Self::judge(io, args, self.lock.clone(), device).inspect_err(|_| self.writer_closed())
+    }
+
+    /// The delta of [`Self::open_writer`] writes no more.
+    pub(crate) fn writer_closed(&self) {
+        self.lock.reclaim(self.io.as_file());
     }
 
     fn parse(io: &Io, args: OpenArgs, device: u32) -> Result<Format> {
@@ -288,6 +314,106 @@ impl Delta {
     /// Closes a delta that was never started, or not since it was closed: no entry has changed.
     pub(crate) fn unmark_unused(&self) -> Result {
         self.unmark(self.is_empty.load(Relaxed))
+    }
+
+    /// The same image as another format says it is: larger. It takes this one's place.
+    fn with_format(&self, format: Format) -> Result<Self> {
+        let copy = |flag: &Atomic<bool>| Atomic::new(flag.load(Relaxed));
+        Ok(Self {
+            io: self.io.clone(),
+            format,
+            args: self.args,
+            is_writable: copy(&self.is_writable),
+            is_marked: copy(&self.is_marked),
+            is_empty: copy(&self.is_empty),
+            is_spoiled: copy(&self.is_spoiled),
+            info: self.info.clone(),
+            lock: self.lock.clone(),
+        })
+    }
+
+    /// The delta for a disk of `size_sectors`; what that takes of the file is up to the caller.
+    /// EFBIG if the format cannot.
+    pub(crate) fn resized(&self, size_sectors: u64) -> Result<Self> {
+        let format = match &self.format {
+            Format::Ploop1(format) => {
+                let header = format.header().resized(size_sectors);
+                Format::Ploop1(format.with_header(header.map_err(|_| EFBIG)?))
+            }
+            Format::Raw(raw) => {
+                let len = size_sectors.checked_mul(SECTOR_BYTES).ok_or(EFBIG)?;
+                Format::Raw(Raw::new(len, raw.cluster().log_sectors())?)
+            }
+        };
+        self.with_format(format)
+    }
+
+    /// The delta, not in use by requests, made fit for a disk of `size_sectors`, if it is smaller.
+    /// EFBIG if its index would need clusters that hold data.
+    pub(crate) fn fit(&self, size_sectors: u64, device: u32) -> Result<Option<Self>> {
+        if self.format.size_sectors() >= size_sectors {
+            return Ok(None);
+        }
+        let new = self.resized(size_sectors)?;
+        match (&self.format, &new.format) {
+            (Format::Ploop1(old), Format::Ploop1(format)) => {
+                if format.header().first_data != old.header().first_data {
+                    pr_err!("ploop{device}: the lower image has no room for a larger index: resize it first\n");
+                    return Err(EFBIG);
+                }
+                let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
+                let end = new.cluster_bytes(format.header().first_data);
+                self.zero_index_tail(old, start..end)?;
+                new.write_header(format.header().opened())?;
+            }
+            (Format::Raw(_), Format::Raw(_)) => {
+                let len = size_sectors.checked_mul(SECTOR_BYTES).ok_or(EFBIG)?;
+                self.io.lengthen(len)?;
+                self.io.sync()?;
+            }
+            (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {
+                return Err(EINVAL)
+            }
+        }
+        Ok(Some(new))
+    }
+
+    fn cluster_bytes(&self, at: ImageCluster) -> u64 {
+        self.format.cluster().offset(at)
+    }
+
+    /// Makes zero, durably, what no entry says between the last entry and the end of `rest`,
+    /// which follows the last index page: entries may be there next.
+    pub(crate) fn zero_index_tail(&self, format: &Ploop1, rest: Range<u64>) -> Result {
+        let mut buf = PageBuf::new(1)?;
+        let last = format.header().nr_pages() - 1;
+        let pos = u64::from(last) * INDEX_PAGE_BYTES;
+        if self.io.read(pos, &mut buf, 0..1)? != PAGE_BYTES {
+            return Err(EIO);
+        }
+        format.clear_surplus(last, buf.page_mut(0).ok_or(EINVAL)?)?;
+        self.io.write(pos, &buf, 0..1)?;
+        self.zero_range(rest)?;
+        self.io.sync()
+    }
+
+    /// Makes whole pages of the file read as zeros.
+    pub(crate) fn zero_range(&self, range: Range<u64>) -> Result {
+        if range.is_empty() {
+            return Ok(());
+        }
+        match self.io.zero(range.clone()) {
+            Err(e) if Errno::OpNotSupp.is(e) => {
+                let buf = PageBuf::new(1)?;
+                let mut pos = range.start;
+                while pos < range.end {
+                    self.io.write(pos, &buf, 0..1)?;
+                    pos += INDEX_PAGE_BYTES;
+                }
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Writes the header, leaving the entries of its page as they are on disk, and syncs. Only

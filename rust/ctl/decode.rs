@@ -3,13 +3,14 @@
 
 use crate::{
     chain::delta::OpenArgs,
+    device::ops::Wanted,
     format::ploop1::Expect,
     sys::{
         file::{Access, File},
         prelude::*,
     },
 };
-use ploop_pure::{abi, units::ClusterSize};
+use ploop_pure::{abi, lifecycle::Op, units::ClusterSize};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A structure at user address `arg`; EFAULT.
@@ -37,6 +38,46 @@ pub(super) fn device_arg(arg: usize) -> Result<abi::DeviceArg> {
     } else {
         Err(EINVAL)
     }
+}
+
+/// Argument of OP_START.
+pub(super) fn op_start(arg: usize) -> Result<(abi::OpStart, Wanted)> {
+    let start: abi::OpStart = get(arg)?;
+    let op = Op::from_number(start.op).ok_or(EINVAL)?;
+    let clean = abi::OpStart {
+        rate: start.rate,
+        ..abi::OpStart::new(start.op, start.level, start.sectors)
+    };
+    let is_fit = match op {
+        Op::Merge => start.sectors == 0,
+        Op::Grow => start.level == 0,
+        Op::Compact => start.level == 0 && start.sectors == 0,
+    };
+    if start != clean || !is_fit {
+        return Err(EINVAL);
+    }
+    let wanted = Wanted {
+        op,
+        level: start.level,
+        sectors: start.sectors,
+        rate: start.rate,
+    };
+    Ok((start, wanted))
+}
+
+/// Argument of OP_STATUS and OP_WAIT.
+pub(super) fn op_status(arg: usize) -> Result {
+    let status: abi::OpStatus = get(arg)?;
+    if status.size == abi::OpStatus::read().size && status.flags == 0 {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
+}
+
+/// A u64 argument.
+pub(super) fn number(arg: usize) -> Result<u64> {
+    get(arg)
 }
 
 /// Argument of DEL_DELTA.

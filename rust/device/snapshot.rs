@@ -45,6 +45,7 @@ impl Device {
             drop(control);
             return this.add_opened(io, args, None);
         };
+        this.admit_change()?;
         if old.is_poisoned() {
             return Err(EIO);
         }
@@ -168,7 +169,7 @@ impl Steps<'_> {
     /// Makes the new engine the one that requests use.
     fn switch(&self, control: &mut Control) -> Result<Unfinished> {
         let this = self.disk.driver();
-        let unfinished = this.replace_engine(self.disk, &self.old, &self.new, |_, _| Ok(()))?;
+        let unfinished = this.replace_engine(self.disk, &self.old, &self.new, || self.old.retire())?;
         control.engine = Some(self.new.clone());
         // There is room for both.
         let _ = control.deltas.push_within_capacity(self.delta.clone());
@@ -189,8 +190,9 @@ impl Steps<'_> {
         };
         top.unmark(is_empty)?;
         let info = top.seal();
-        if let (Ok(info), Some(place)) = (info, this.infos.lock().get_mut(usize::from(level.0))) {
-            *place = info;
+        // It is only shown.
+        if let Ok(info) = info {
+            this.update_info(usize::from(level.0), info);
         }
         Ok(())
     }

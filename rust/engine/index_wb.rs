@@ -103,10 +103,15 @@ impl<D: Disk> Engine<D> {
         self.commit_here()
     }
 
+    /// Whether commits drop entries of a merge's source: a lower delta is left as it is.
+    fn drops(&self) -> bool {
+        self.chain.source().is_some_and(|(_, s)| s.is_writable())
+    }
+
     /// The same without waiting.
     pub(super) fn commit_here(&self) -> Result {
         let mut copies = self.commit.lock();
-        let (commit, action) = Commit::start(self.chain.source().is_some());
+        let (commit, action) = Commit::start(self.drops());
         self.slow.lock().alloc.commit_begins();
         self.drive(&mut copies, commit, action)
     }
@@ -128,7 +133,7 @@ impl<D: Disk> Engine<D> {
     /// Commits the `nr` pages of [`Self::copy_last`].
     pub(super) fn commit_copied(&self, nr: usize) -> Result {
         let mut copies = self.commit.lock();
-        let (commit, action) = Commit::of_copies(nr);
+        let (commit, action) = Commit::of_copies(nr, self.drops());
         self.drive(&mut copies, commit, action)
     }
 
@@ -155,7 +160,7 @@ impl<D: Disk> Engine<D> {
                         .write_batch(top, &copies.index)
                         .inspect_err(|e| is_index_full = is_no_space(*e)),
                     Action::SyncIndex => top.io().sync().inspect(|()| {
-                        if source.is_none() {
+                        if !self.drops() {
                             self.slow.lock().dirty.settle(true);
                         }
                     }),

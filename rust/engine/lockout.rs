@@ -19,7 +19,7 @@ use crate::{
 use ploop_pure::{
     flow::{Action, Durability, Event},
     map::{Place, Word},
-    units::{Cluster, ImageCluster},
+    units::{Cluster, ImageCluster, Level},
 };
 
 /// Lists of waiters: few clusters are locked at a time, and few share a list.
@@ -150,6 +150,25 @@ impl<D: Disk> Engine<D> {
         }
         word.store(now.closed().bits(), Relaxed);
         Some(true)
+    }
+
+    /// Locks a cluster for who is not a request, if it is in the delta of `level`, and returns its
+    /// slot there. `None` if it is locked.
+    pub(super) fn try_lock(&self, cluster: Cluster, level: Level) -> Option<Option<ImageCluster>> {
+        let Ok(word) = self.chain.word_mut(cluster) else {
+            return Some(None);
+        };
+        let _slow = self.slow.lock();
+        let now = Word::from_bits(word.load(Relaxed));
+        if now.is_locked() {
+            return None;
+        }
+        let slot = match now.place() {
+            Place::Slot { level: l, at } if l == level => at,
+            Place::Slot { .. } | Place::Hole => return Some(None),
+        };
+        word.store(now.locked().bits(), Relaxed);
+        Some(Some(slot))
     }
 
     /// Unlocks a cluster, changing its place if that is wanted, and lets all who wait for it try

@@ -128,12 +128,7 @@ impl<D: Disk> Engine<D> {
     /// The work item: cleans what came back, grows the file, and lets those who wait try again.
     /// Without space they go on waiting, and it is tried again before long.
     pub(super) fn run_make_space(self: Arc<Self>) {
-        let made = noio(|| {
-            self.commit_releases()
-                .and_then(|()| self.clean_freed())
-                .and_then(|()| self.grow())
-        });
-        match made {
+        match noio(|| self.make_space_now()) {
             Ok(()) => {
                 let waiters = self.slow.lock().space_waiters.take();
                 if !waiters.is_empty() {
@@ -150,6 +145,13 @@ impl<D: Disk> Engine<D> {
             }
             Err(e) => wake_failed(self.slow.lock().space_waiters.take(), e),
         }
+    }
+
+    /// Makes space, as far as there is need.
+    pub(super) fn make_space_now(&self) -> Result {
+        self.commit_releases()?;
+        self.clean_freed()?;
+        self.grow()
     }
 
     /// Ends the waiting for space of all who do: they fail, unless there is space now.
@@ -172,6 +174,11 @@ impl<D: Disk> Engine<D> {
         } else {
             Ok(())
         }
+    }
+
+    /// Makes free slots clean.
+    pub(crate) fn clean(&self) -> Result {
+        noio(|| self.clean_freed())
     }
 
     /// Makes slots that came back read as zeros, durably, so that they can be used again
@@ -216,36 +223,39 @@ impl<D: Disk> Engine<D> {
 
     /// Grows the file by a step if slots are low, or by one cluster if there is no space for more.
     fn grow(&self) -> Result {
-        let (is_low, limit, targets) = {
+        let (is_low, targets) = {
             let slow = self.slow.lock();
             let alloc = &slow.alloc;
-            (
-                alloc.is_low(),
-                alloc.limit(),
-                [alloc.target(), alloc.target_min()],
-            )
+            (alloc.is_low(), [alloc.target(), alloc.target_min()])
         };
         if !is_low {
+            return Ok(());
+        }
+        let mut result = Err(ENOSPC);
+        for target in targets.into_iter().flatten() {
+            result = self.grow_to(target);
+            match result {
+                Err(e) if is_no_space(e) => {}
+                other => return other,
+            }
+        }
+        result
+    }
+
+    /// Grows the file to `target` clusters.
+    pub(super) fn grow_to(&self, target: u32) -> Result {
+        let limit = self.slow.lock().alloc.limit();
+        if target <= limit {
             return Ok(());
         }
         self.check_length(limit)?;
         let top = self.chain.top().ok_or(EIO)?;
         let offset = |clusters| self.chain.cluster().offset(ImageCluster(clusters));
-        let mut result = Err(ENOSPC);
-        for target in targets.into_iter().flatten() {
-            let mut room = Room::new(target).map_err(crate::error::errno)?;
-            result = top.io().grow(offset(limit)..offset(target));
-            match result {
-                Ok(()) => {
-                    let mut slow = self.slow.lock();
-                    slow.alloc.expand(&mut room);
-                    slow.alloc.grown(target);
-                    return Ok(());
-                }
-                Err(e) if is_no_space(e) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        result
+        let mut room = Room::new(target).map_err(crate::error::errno)?;
+        top.io().grow(offset(limit)..offset(target))?;
+        let mut slow = self.slow.lock();
+        slow.alloc.expand(&mut room);
+        slow.alloc.grown(target);
+        Ok(())
     }
 }

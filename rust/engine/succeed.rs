@@ -4,6 +4,7 @@
 
 use super::{Closed, Disk, Engine, Parts};
 use crate::sys::{epoch::Epoch, prelude::*};
+use ploop_pure::units::ImageCluster;
 
 /// Counters of a running device.
 pub(crate) struct Stats {
@@ -79,6 +80,9 @@ impl Shared {
 #[must_use]
 pub(crate) struct Unfinished(usize);
 
+/// Looks for a longer file before that is given up.
+const REACH_MAX: u32 = 100;
+
 impl<D: Disk> Engine<D> {
     /// Takes what is known of the top's file, for the next engine. With the queue frozen.
     pub(crate) fn take_parts(&self) -> Result<Parts> {
@@ -100,6 +104,24 @@ impl<D: Disk> Engine<D> {
         self.copy_last().map(Unfinished)
     }
 
+    /// Makes what a retired engine has copied durable, for a file that stays open.
+    pub(crate) fn commit_retired(&self, unfinished: Unfinished) -> Result {
+        self.commit_copied(unfinished.0)
+    }
+
+    /// Gives what is known of the top's file, which stays the same, to `new`. With the queue
+    /// frozen.
+    pub(crate) fn hand_over(&self, new: &Self) -> Result {
+        self.quiet();
+        let mut parts = self.take_parts()?;
+        parts
+            .dirty
+            .extend(new.chain.top().map_or(0, |top| top.nr_index_pages()))
+            .map_err(crate::error::errno)?;
+        new.exchange_parts(&mut parts);
+        Ok(())
+    }
+
     /// Goes on after [`Self::retire`], when no other engine took its place.
     pub(crate) fn resume(self: &Arc<Self>) {
         {
@@ -108,13 +130,67 @@ impl<D: Disk> Engine<D> {
             slow.alloc.commit_ended(false);
         }
         self.begin();
-        self.commit_soon();
     }
 
     /// Makes data and index of a retired engine's top durable and cuts its file.
     pub(crate) fn finish(&self, unfinished: Unfinished) -> Result<Closed> {
         self.commit_copied(unfinished.0)?;
         self.cut_top()
+    }
+
+    /// Keeps slots below `floor`, which are going to be a part of the index, from being handed out
+    /// or cleaned.
+    pub(crate) fn reserve_slots(self: &Arc<Self>, floor: ImageCluster) {
+        self.slow.lock().alloc.set_floor(floor);
+        // Who is cleaning some of them now must be done with that.
+        self.make_space.cancel_sync();
+        self.make_space_later.cancel_sync();
+        self.begin();
+    }
+
+    /// Makes the file reach up to `floor` at least.
+    pub(crate) fn reach(&self, floor: ImageCluster) -> Result {
+        for _ in 0..REACH_MAX {
+            if self.slow.lock().alloc.limit() >= floor.0 {
+                return Ok(());
+            }
+            self.grow_to(floor.0)?;
+        }
+        Err(EAGAIN)
+    }
+
+    /// Makes the header of the chain's top, which has changed, durable, with the index.
+    pub(crate) fn commit_header(&self) -> Result {
+        self.slow.lock().dirty.mark(0);
+        self.commit_here()
+    }
+
+    /// Gives free slots at the end of the top's file back and cuts it. Returns the length before
+    /// and after, in bytes. With the queue frozen; all releases are durable.
+    pub(crate) fn cut_now(self: &Arc<Self>) -> Result<(u64, u64)> {
+        self.quiet();
+        let top = self.chain.top().ok_or(EIO)?;
+        let (head, end) = {
+            let mut slow = self.slow.lock();
+            (slow.alloc.head(), slow.alloc.cut())
+        };
+        self.check_length(head)?;
+        let before = top.io().len()?;
+        let after = self.chain.cluster().offset(ImageCluster(end));
+        top.io().cut(after)?;
+        self.begin();
+        Ok((before, after))
+    }
+
+    /// One past the slot up to which the top's file would reach if all that it holds were at its
+    /// beginning.
+    pub(crate) fn dense_end(&self) -> u32 {
+        self.slow.lock().alloc.used()
+    }
+
+    /// One past the last slot that was handed out.
+    pub(crate) fn head(&self) -> u32 {
+        self.slow.lock().alloc.head()
     }
 
     /// An error of another engine's file makes this one refuse writes.

@@ -57,6 +57,26 @@ impl Ploop1 {
         &self.header
     }
 
+    /// The same image with another header.
+    pub(crate) fn with_header(&self, header: Header) -> Self {
+        Self { header }
+    }
+
+    /// Clears the slots of index page `page_no` behind the last entry.
+    pub(crate) fn clear_surplus(&self, page_no: u32, page: &mut [u8; PAGE_BYTES]) -> Result {
+        let slots = <[U32]>::mut_from_bytes(page).map_err(|_| EINVAL)?;
+        let (page_of_end, slot_of_end) = locate(Cluster(self.header.nr_entries));
+        let keep = if page_no < page_of_end {
+            slots.len()
+        } else {
+            slot_of_end
+        };
+        for slot in slots.iter_mut().skip(keep) {
+            *slot = U32::ZERO;
+        }
+        Ok(())
+    }
+
     /// Whether the rest is the same in `other`.
     pub(crate) fn is_same_layout(&self, other: &Self) -> bool {
         self.header.opened() == other.header.opened()

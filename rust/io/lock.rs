@@ -132,15 +132,53 @@ impl Images {
 impl ImageLock {
     /// From here on the image, of which `file` is the open file that was locked, is only read.
     pub(crate) fn downgrade(&self, file: &File) {
-        let mut users = self.images.users.lock();
-        let is_ours = |u: &&mut User| u.inode_key == self.inode_key && u.device == self.device;
-        if let Some(user) = users.iter_mut().find(is_ours) {
-            user.access = Access::Read;
-        }
+        self.set_access(Access::Read);
         for byte in SHOWN_TO_WRITE {
             if !SHOWN_TO_READ.contains(&byte) {
                 file.unlock_byte(byte);
             }
+        }
+    }
+
+    /// From here on the image, which is only read through `file`, is written through `writer` too.
+    /// EBUSY if another device or program has it.
+    pub(crate) fn upgrade(&self, file: &File, writer: &File) -> Result {
+        {
+            let users = self.images.users.lock();
+            let is_other = |u: &&User| u.inode_key == self.inode_key && u.device != self.device;
+            if let Some(user) = users.iter().find(is_other) {
+                pr_err!(
+                    "ploop{}: image is in use by ploop{}\n",
+                    self.device,
+                    user.device
+                );
+                return Err(EBUSY);
+            }
+        }
+        self.set_access(Access::ReadWrite);
+        // Its own wish that nobody writes would be in the way.
+        for byte in [BYTE_DENIES_WRITE, BYTE_DENIES_RESIZE] {
+            file.unlock_byte(byte);
+        }
+        lock_against_others(writer, Access::ReadWrite, self.device).inspect_err(|_| {
+            self.reclaim(file);
+        })
+    }
+
+    /// From here on the image is read through `file` only again.
+    pub(crate) fn reclaim(&self, file: &File) {
+        self.set_access(Access::Read);
+        for byte in SHOWN_TO_READ {
+            // Where there are no locks there were none before.
+            let _ = file.lock_byte(byte);
+        }
+    }
+
+    fn set_access(&self, access: Access) {
+        let mut users = self.images.users.lock();
+        let is_ours = |u: &&mut User| u.inode_key == self.inode_key && u.device == self.device;
+        if let Some(user) = users.iter_mut().find(is_ours) {
+            user.access = access;
         }
     }
 }

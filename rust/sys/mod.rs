@@ -33,12 +33,12 @@ pub(crate) mod prelude {
     pub(crate) use kernel::{
         bindings::SECTOR_SHIFT,
         error::code::*,
-        fmt, new_mutex, new_spinlock, pr_warn_once,
+        fmt, new_condvar, new_mutex, new_spinlock, pr_warn_once,
         prelude::*,
         str::CString,
         sync::{
             atomic::{Acquire, Atomic, Full, Relaxed, Release},
-            Arc, Mutex, SpinLock,
+            Arc, CondVar, Mutex, SpinLock,
         },
         uaccess::{UserPtr, UserSlice},
     };
@@ -88,6 +88,8 @@ pub(crate) enum Errno {
     NoLocks,
     /// Nothing of the kind exists.
     NoSys,
+    /// Somebody wanted it to end early.
+    Cancelled,
 }
 
 impl Errno {
@@ -108,6 +110,7 @@ impl Errno {
             Self::NameTooLong => bindings::ENAMETOOLONG,
             Self::NoLocks => bindings::ENOLCK,
             Self::NoSys => bindings::ENOSYS,
+            Self::Cancelled => bindings::ECANCELED,
         }
     }
 }
@@ -166,6 +169,13 @@ pub(crate) fn is_killed() -> bool {
 pub(crate) fn uptime_ms() -> u64 {
     // SAFETY: No preconditions.
     unsafe { bindings::ktime_get() }.unsigned_abs() / 1_000_000
+}
+
+/// Sleeps.
+pub(crate) fn sleep_ms(ms: u64) {
+    let ms = c_uint::try_from(ms).unwrap_or(c_uint::MAX);
+    // SAFETY: Callers may sleep.
+    unsafe { bindings::ploop_sleep_ms(ms) };
 }
 
 /// Bytes of memory of this machine.

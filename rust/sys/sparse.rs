@@ -6,12 +6,22 @@ use core::ptr;
 use kernel::{
     alloc::KVVec,
     prelude::*,
-    sync::atomic::{Acquire, Atomic, Full, Relaxed},
+    sync::{
+        atomic::{Acquire, Atomic, Full, Relaxed, Release},
+        Arc, ArcBorrow,
+    },
 };
 
 const PAGE_WORDS: usize = 512;
 
-type Page = [Atomic<u64>; PAGE_WORDS];
+/// A page of words; arrays may share it.
+struct Page([Atomic<u64>; PAGE_WORDS]);
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        PAGES.sub();
+    }
+}
 
 /// Words 0 to `len`, all zero at first. Memory exists only where a word was asked for by
 /// [`Self::get_or_alloc`], in pages that stay until the array is dropped; so a reference to a word
@@ -19,14 +29,15 @@ type Page = [Atomic<u64>; PAGE_WORDS];
 ///
 /// # Invariants
 ///
-/// Each non-null pointer is a `Page` from `KBox::into_raw`, never replaced or freed before drop.
+/// Each non-null pointer came from `Arc::into_raw`, and that reference is ours until drop; it is never
+/// replaced.
 pub(crate) struct SparseWords {
     pages: KVVec<Atomic<*mut Page>>,
     len: u64,
     nr_allocated: Atomic<i64>,
 }
 
-// SAFETY: All words are atomic; the pages are owned.
+// SAFETY: All words are atomic; the pages are reference counted.
 unsafe impl Send for SparseWords {}
 // SAFETY: As above.
 unsafe impl Sync for SparseWords {}
@@ -53,12 +64,8 @@ impl SparseWords {
 
     /// Word `idx`, if its page exists; else it is zero.
     pub(crate) fn get(&self, idx: u32) -> Option<&Atomic<u64>> {
-        let page = self.pages.get(idx as usize / PAGE_WORDS)?.load(Acquire);
-        if page.is_null() {
-            return None;
-        }
-        // SAFETY: A live page by the invariant.
-        unsafe { (*page).get(idx as usize % PAGE_WORDS) }
+        self.page(idx as usize / PAGE_WORDS)?
+            .get(idx as usize % PAGE_WORDS)
     }
 
     /// Word `idx`, with its page made if needed. `None` out of range is an error as well.
@@ -67,21 +74,72 @@ impl SparseWords {
             return Ok(word);
         }
         let entry = self.pages.get(idx as usize / PAGE_WORDS).ok_or(ERANGE)?;
-        let new = KBox::init(
-            pin_init::init_array_from_fn(|_| Ok::<_, Error>(Atomic::new(0u64))),
-            GFP_KERNEL,
-        );
-        let new: *mut Page = KBox::into_raw(new?);
-        // INVARIANT: From `KBox::into_raw`; set once.
-        match entry.cmpxchg(ptr::null_mut(), new, Full) {
+        let new = Page([const { Atomic::new(0) }; PAGE_WORDS]);
+        PAGES.add();
+        let new = Arc::into_raw(Arc::new(new, GFP_KERNEL)?);
+        // INVARIANT: From `Arc::into_raw`; set once.
+        match entry.cmpxchg(ptr::null_mut(), new.cast_mut(), Full) {
             Ok(_) => {
-                PAGES.add();
                 self.nr_allocated.add(1, Relaxed);
             }
             // SAFETY: Somebody else was first; ours was never shared.
-            Err(_) => drop(unsafe { KBox::from_raw(new) }),
+            Err(_) => drop(unsafe { Arc::from_raw(new) }),
         }
         self.get(idx).ok_or(ERANGE)
+    }
+
+    fn page(&self, idx: usize) -> Option<&[Atomic<u64>; PAGE_WORDS]> {
+        let page = self.pages.get(idx)?.load(Acquire);
+        // SAFETY: A live page by the invariant, or null.
+        unsafe { page.as_ref() }.map(|page| &page.0)
+    }
+
+    /// An array of `len` words, not fewer, that shares the pages that exist now: the same words.
+    pub(crate) fn extended(&self, len: u64) -> Result<Self> {
+        let new = Self::new(len.max(self.len))?;
+        for (from, to) in self.pages.iter().zip(&new.pages) {
+            let page = from.load(Acquire);
+            if !page.is_null() {
+                // SAFETY: By the invariant `page` came from `Arc::into_raw`, and our reference is
+                // not given up by this.
+                let shared = unsafe { ArcBorrow::from_raw(page) }.into();
+                // INVARIANT: A reference of its own.
+                to.store(Arc::into_raw(shared).cast_mut(), Release);
+                new.nr_allocated.add(1, Relaxed);
+            }
+        }
+        Ok(new)
+    }
+
+    /// Calls `f` for every word that has memory.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(u32, &Atomic<u64>)) {
+        for idx in 0..self.pages.len() {
+            let Some(page) = self.page(idx) else { continue };
+            for (word, nr) in page.iter().zip((idx * PAGE_WORDS) as u32..) {
+                f(nr, word);
+            }
+        }
+    }
+
+    /// The first word from `from` on that `is_wanted` says is.
+    pub(crate) fn find(&self, from: u32, is_wanted: impl Fn(u64) -> bool) -> Option<u32> {
+        let first = from as usize / PAGE_WORDS;
+        for idx in first..self.pages.len() {
+            let Some(page) = self.page(idx) else { continue };
+            let skip = if idx == first {
+                from as usize % PAGE_WORDS
+            } else {
+                0
+            };
+            let found = page
+                .iter()
+                .skip(skip)
+                .position(|w| is_wanted(w.load(Acquire)));
+            if let Some(at) = found {
+                return u32::try_from(idx * PAGE_WORDS + skip + at).ok();
+            }
+        }
+        None
     }
 
     /// How many words.
@@ -100,9 +158,8 @@ impl Drop for SparseWords {
         for entry in &self.pages {
             let page = entry.load(Acquire);
             if !page.is_null() {
-                // SAFETY: From `KBox::into_raw` by the invariant; no reader is left.
-                drop(unsafe { KBox::from_raw(page) });
-                PAGES.sub();
+                // SAFETY: From `Arc::into_raw` by the invariant; no reader of ours is left.
+                drop(unsafe { Arc::from_raw(page) });
             }
         }
     }

@@ -122,11 +122,16 @@ impl Alloc {
 
     /// Takes back a slot that no entry ever named: its write failed.
     pub fn give_back(&mut self, at: ImageCluster) {
-        self.freed.insert(at);
+        if at >= self.floor {
+            self.freed.insert(at);
+        }
     }
 
     /// Takes back a slot whose entry in memory has just changed.
     pub fn release(&mut self, at: ImageCluster) {
+        if at < self.floor {
+            return;
+        }
         if cfg!(mutant = "reuse_before_commit") {
             self.freed.insert(at);
         } else {
@@ -169,9 +174,11 @@ impl Alloc {
 
     /// Slots of [`Self::next_freed`] read as zeros, durably.
     pub fn cleaned(&mut self, run: Range<u32>) {
-        for at in run {
+        for at in run.map(ImageCluster) {
             self.nr_cleaning = self.nr_cleaning.saturating_sub(1);
-            self.clean.insert(ImageCluster(at));
+            if at >= self.floor {
+                self.clean.insert(at);
+            }
         }
     }
 
@@ -231,9 +238,26 @@ impl Alloc {
         self.limit = self.limit.max(limit.min(self.max).min(room));
     }
 
-    /// No slot below `floor` is handed out from here on.
+    /// No slot below `floor` is handed out, or taken back, from here on.
     pub fn set_floor(&mut self, floor: ImageCluster) {
         self.floor = floor;
+        for set in [
+            &mut self.pending,
+            &mut self.committing,
+            &mut self.freed,
+            &mut self.clean,
+        ] {
+            while let Some(at) = set.lowest(ImageCluster(0)).filter(|at| *at < floor) {
+                set.remove(at);
+            }
+        }
+    }
+
+    /// Slots handed out so far, and free ones between them: what the file holds.
+    pub fn used(&self) -> u32 {
+        let free = [&self.pending, &self.committing, &self.freed, &self.clean];
+        let free: u32 = free.iter().map(|s| s.len()).sum();
+        self.head.saturating_sub(free + self.nr_cleaning)
     }
 
     /// At most `max` slots are used from here on; those in use stay.

@@ -79,8 +79,8 @@ impl Commit {
     }
 
     /// A commit of `nr` pages that are copied already, and of no others.
-    pub fn of_copies(nr: usize) -> (Self, Action) {
-        let (mut commit, _) = Self::start(false);
+    pub fn of_copies(nr: usize, drops: bool) -> (Self, Action) {
+        let (mut commit, _) = Self::start(drops);
         let action = commit.next(Event::Copied { nr, next: None });
         (commit, action)
     }
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn copies_made_before_are_committed() {
-        let (mut c, action) = Commit::of_copies(0);
+        let (mut c, action) = Commit::of_copies(0, false);
         assert_eq!((action, c.next(Event::Ok)), (Action::SyncData, Action::Done));
     }
 

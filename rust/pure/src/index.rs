@@ -35,6 +35,16 @@ impl DirtyPages {
         })
     }
 
+    /// There are `nr_pages` now, if that is more than before; the new ones are clean.
+    pub fn extend(&mut self, nr_pages: u32) -> Result<(), Error> {
+        let words = usize::try_from(nr_pages.div_ceil(64)).map_err(|_| Error::NoMemory)?;
+        while self.bits.len() < words {
+            self.bits.try_push(0)?;
+        }
+        self.nr_pages = self.nr_pages.max(nr_pages);
+        Ok(())
+    }
+
     /// An entry of `page` has changed in memory.
     pub fn mark(&mut self, page: u32) {
         if let Some(word) = self.bits.get_mut((page / 64) as usize) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The states of a device and which control call is admitted in which.
 
+use crate::abi;
+
 /// State of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -16,6 +18,47 @@ pub enum State {
         /// How many.
         nr_deltas: usize,
     },
+}
+
+/// A long operation: one at a time on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// A delta goes into the one below.
+    Merge,
+    /// The disk becomes larger.
+    Grow,
+    /// The last slots of the top move into free ones.
+    Compact,
+}
+
+impl Op {
+    /// The operation of a number of the ABI.
+    pub fn from_number(number: u32) -> Option<Self> {
+        match number {
+            abi::OP_MERGE => Some(Self::Merge),
+            abi::OP_GROW => Some(Self::Grow),
+            abi::OP_COMPACT => Some(Self::Compact),
+            _ => None,
+        }
+    }
+
+    /// Its number in the ABI.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Merge => abi::OP_MERGE,
+            Self::Grow => abi::OP_GROW,
+            Self::Compact => abi::OP_COMPACT,
+        }
+    }
+
+    /// Its name, as in sysfs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Merge => "merge",
+            Self::Grow => "grow",
+            Self::Compact => "compact",
+        }
+    }
 }
 
 /// A control call.

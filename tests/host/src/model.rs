@@ -96,7 +96,12 @@ pub fn model(mut words: Words) -> Outcome {
     run.disk = None;
     call("detach", run.device.detach())?;
     call("remove", run.device.remove())?;
-    println!("{ops} operations from seed {seed} agree with the model");
+    let mut kinds = std::collections::BTreeMap::new();
+    for line in &run.log {
+        let kind = line.split(' ').next().unwrap_or_default().to_owned();
+        *kinds.entry(kind).or_insert(0) += 1;
+    }
+    println!("{ops} operations from seed {seed} agree with the model: {kinds:?}");
     Ok(())
 }
 

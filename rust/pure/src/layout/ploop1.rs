@@ -291,6 +291,26 @@ impl Header {
         self
     }
 
+    /// The same header for a disk of `size_sectors`, not smaller: with as many entries as it needs,
+    /// and the first data cluster where these leave room.
+    pub fn resized(mut self, size_sectors: u64) -> Result<Self, Problem> {
+        let entries = size_sectors.div_ceil(u64::from(self.cluster.sectors()));
+        let entries = u32::try_from(entries)
+            .ok()
+            .filter(|n| *n <= ENTRIES_MAX)
+            .ok_or(Problem::SizeLimit { size_sectors })?;
+        self.nr_entries = self.nr_entries.max(entries);
+        Self::check_size(self.version, self.cluster, self.nr_entries, size_sectors)?;
+        self.size_sectors = size_sectors;
+        let need = bat_clusters(self.cluster, self.nr_entries);
+        self.first_data = self.first_data.max(ImageCluster(need));
+        let first_sector = u64::from(self.first_data.0) << self.cluster.log_sectors();
+        if first_sector > u64::from(u32::MAX) {
+            return Err(Problem::SizeLimit { size_sectors });
+        }
+        Ok(self)
+    }
+
     /// The same header for an image closed cleanly; `is_empty` says that no entry is used.
     pub fn closed(mut self, is_empty: bool) -> Self {
         self.mark = Mark::Closed;
@@ -410,6 +430,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_resized_header_is_a_header() {
+        for log in ClusterSize::LOG_MIN..=ClusterSize::LOG_MAX {
+            let c = ClusterSize::from_log(log).unwrap();
+            let h = Header::new(Version::V2, c, u64::from(c.sectors())).unwrap();
+            for clusters in [1u64, 100, 1 << 20, 1 << 24] {
+                let size = clusters * u64::from(c.sectors());
+                let grown = h.resized(size).unwrap();
+                assert_eq!(Header::parse(&grown.encode()), Ok(grown));
+                let new = Header::new(Version::V2, c, size).unwrap();
+                assert_eq!(
+                    (grown.nr_entries, grown.first_data, grown.size_sectors),
+                    (new.nr_entries, new.first_data, size)
+                );
+            }
+        }
+        let v1 = Header::new(Version::V1, ClusterSize::DEFAULT, 2048).unwrap();
+        assert!(v1.resized(1 << 32).is_err());
+        assert!(header().resized(u64::MAX).is_err());
     }
 
     /// The largest BAT there can be, with the header's slots before it.

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Growth of the disk while it is in use (ordering rule 10): clusters that stand where the larger
+//! index has to be are moved away, durably; then that place is made zero, durably; the header comes
+//! last, and only then is the disk larger. A crash before that leaves the disk as it was.
+
+use super::{limits, ops::Ops, Device};
+use crate::{
+    chain::delta::Delta,
+    engine::{merge::Moved, Engine, Parts},
+    format::Format,
+    sys::{self, gen_disk::DiskRef, pages::PageBuf, prelude::*},
+};
+use core::ops::Range;
+use ploop_pure::{
+    rate::Pace,
+    units::{ImageCluster, INDEX_PAGE_BYTES, SECTOR_BYTES},
+};
+
+/// Pages of the buffer that clusters are copied through.
+const BUF_PAGES: usize = 64;
+/// Milliseconds until a cluster that was locked is tried again.
+const BUSY_MS: u64 = 2;
+
+impl Device {
+    /// Whether the disk can be made `sectors` large: EINVAL if that is less than it is, or not
+    /// whole clusters; EFBIG if the format cannot.
+    pub(super) fn admit_grow(engine: &Engine<Self>, sectors: u64) -> Result {
+        let chain = &engine.chain;
+        let top = chain.top().ok_or(ENOENT)?;
+        let rest = sectors & u64::from(chain.cluster().sectors() - 1);
+        // A raw disk ends where its file does.
+        let is_even = rest == 0 || matches!(top.format(), Format::Raw(_));
+        if sectors < chain.size_sectors() || !is_even {
+            return Err(EINVAL);
+        }
+        if !top.is_writable() {
+            return Err(EROFS);
+        }
+        top.resized(sectors).map(drop)
+    }
+
+    pub(super) fn grow(&self, disk: DiskRef<'_, Self>, ops: &Arc<Ops>, sectors: u64) -> Result {
+        let engine = {
+            let control = self.control.lock();
+            control.engine.clone().ok_or(EINVAL)?
+        };
+        Self::admit_grow(&engine, sectors)?;
+        if sectors == engine.chain.size_sectors() {
+            return Ok(());
+        }
+        let top = engine.chain.top().ok_or(ENOENT)?;
+        let larger = Arc::new(top.resized(sectors)?, GFP_KERNEL)?;
+        match (top.format(), larger.format()) {
+            (Format::Ploop1(old), Format::Ploop1(new)) => {
+                let (from, to) = (old.header().first_data, new.header().first_data);
+                self.vacate(ops, &engine, from..to)?;
+                let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
+                let end = engine.chain.cluster().offset(to);
+                // Entries that commits write meanwhile are not behind the last one.
+                engine.commit()?;
+                top.zero_range(start..end)?;
+                top.io().sync()?;
+            }
+            (Format::Raw(_), Format::Raw(_)) => {
+                top.io().lengthen(sectors.saturating_mul(SECTOR_BYTES))?;
+                top.io().sync()?;
+            }
+            (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {
+                return Err(EINVAL)
+            }
+        }
+        self.end_grow(disk, &engine, larger)
+    }
+
+    /// Moves all clusters out of these slots, durably, and keeps others from getting there.
+    fn vacate(&self, ops: &Ops, engine: &Arc<Engine<Self>>, slots: Range<ImageCluster>) -> Result {
+        if slots.start >= slots.end {
+            return Ok(());
+        }
+        engine.reserve_slots(slots.end);
+        let vacated = self.move_out(ops, engine, slots.start.0..slots.end.0);
+        if vacated.is_err() {
+            // What is free there is found again when the image is opened anew.
+            engine.reserve_slots(ImageCluster(0));
+        }
+        vacated
+    }
+
+    fn move_out(&self, ops: &Ops, engine: &Arc<Engine<Self>>, slots: Range<u32>) -> Result {
+        engine.reach(ImageCluster(slots.end))?;
+        let size = engine.chain.cluster().bytes();
+        ops.set_total(size * u64::from(slots.end - slots.start));
+        let mut buf = PageBuf::new(BUF_PAGES)?;
+        let (mut pace, mut from) = (Pace::default(), 0);
+        while let Some(cluster) = engine.chain.next_in_slots(from, &slots) {
+            ops.check()?;
+            match engine.relocate_cluster(cluster, false, &mut buf)? {
+                Moved::Done => ops.did(&mut pace, size)?,
+                Moved::Gone => {}
+                Moved::Busy => {
+                    if engine.has_parked() {
+                        return Err(ENOSPC);
+                    }
+                    sys::sleep_ms(BUSY_MS);
+                    continue;
+                }
+            }
+            from = cluster.0;
+        }
+        // Writes that had taken a slot there before it was reserved publish it later.
+        while let Some(cluster) = engine.chain.next_in_slots(0, &slots) {
+            ops.check()?;
+            if engine.relocate_cluster(cluster, false, &mut buf)? == Moved::Busy {
+                sys::sleep_ms(BUSY_MS);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the header and makes the disk larger.
+    fn end_grow(
+        &self,
+        disk: DiskRef<'_, Self>,
+        old: &Arc<Engine<Self>>,
+        larger: Arc<Delta>,
+    ) -> Result {
+        let chain = old.chain.grown(larger.clone(), self.index)?;
+        let parts = Parts::none(&chain)?;
+        let shared = old.shared().clone();
+        let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let mut control = self.control.lock();
+        // The first commit of the new engine is that of the header.
+        let gate = new.gate.lock();
+        self.replace_engine(disk, old, &new, || old.hand_over(&new))?;
+        control.engine = Some(new.clone());
+        if let Some(place) = control.deltas.last_mut() {
+            *place = larger;
+        }
+        let written = new.commit_header();
+        drop(gate);
+        new.begin();
+        written?;
+        disk.set_capacity(limits::capacity(&new, self.index));
+        // Who has partitions open keeps those that there are.
+        let _ = disk.open_lock().rescan_partitions(false);
+        disk.notify_change();
+        Ok(())
+    }
+}

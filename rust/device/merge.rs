@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Merge of a delta, the *source*, into the next lower one, the *destination*, while the disk is in
+//! use (ordering rule 8).
+//!
+//! The top is merged by making the delta below the top first: writes go there from then on, the
+//! source is only read, and every commit drops from the source, last, what the destination has. Two
+//! lower deltas are merged by an engine of their own, unknown to requests; the source keeps its
+//! entries and hides the destination until it is taken out of the chain.
+//!
+//! In both cases a crash at any point leaves two images that together hold the same as before, and
+//! another merge completes it.
+
+use super::{ops::Ops, Control, Device};
+use crate::{
+    chain::{delta::Delta, Chain},
+    engine::{merge::Moved, Closed, Engine, Parts},
+    sys::{self, gen_disk::DiskRef, pages::PageBuf, prelude::*},
+};
+use ploop_pure::{abi, rate::Pace, units::Level};
+
+/// Pages of the buffer that clusters are copied through.
+const BUF_PAGES: usize = 64;
+/// Milliseconds until a cluster that was locked is tried again.
+const BUSY_MS: u64 = 2;
+
+impl Device {
+    /// The pair of a merge: level of the source, 0 excluded.
+    fn source_level(control: &Control, level: u32) -> Result<usize> {
+        let nr = control.deltas.len();
+        let level = match level {
+            abi::LEVEL_TOP => nr.checked_sub(1).ok_or(ENOENT)?,
+            level => usize::try_from(level).map_err(|_| ENOENT)?,
+        };
+        match level > 0 && level < nr {
+            true => Ok(level),
+            false => Err(ENOENT),
+        }
+    }
+
+    /// Whether a merge can begin: ENOENT for a level that is not there or has none below.
+    pub(super) fn admit_merge(&self, control: &Control, level: u32) -> Result {
+        Self::source_level(control, level).map(drop)
+    }
+
+    pub(super) fn merge(&self, disk: DiskRef<'_, Self>, ops: &Arc<Ops>, level: u32) -> Result {
+        let (engine, source, lower) = {
+            let control = self.control.lock();
+            let engine = control.engine.clone().ok_or(EINVAL)?;
+            let level = Self::source_level(&control, level)?;
+            let source = control.deltas.get(level).ok_or(ENOENT)?.clone();
+            let lower = control.deltas.get(level - 1).ok_or(ENOENT)?.clone();
+            let level = Level(u8::try_from(level).map_err(|_| ENOENT)?);
+            if engine.is_poisoned() {
+                return Err(EIO);
+            }
+            (engine, (level, source), lower)
+        };
+        let dest = Arc::new(lower.open_writer(self.index)?, GFP_KERNEL)?;
+        let is_top = source.0 == engine.chain.top_level();
+        let prepared = dest
+            .mark(self.index)
+            .and_then(|()| dest.fit(source.1.format().size_sectors(), self.index));
+        let result = prepared.and_then(|dest_now| {
+            let dest = match dest_now {
+                Some(fit) => Arc::new(fit, GFP_KERNEL)?,
+                None => dest.clone(),
+            };
+            if is_top {
+                if !source.1.is_writable() {
+                    return Err(EROFS);
+                }
+                self.merge_top(disk, ops, &engine, dest)
+            } else {
+                self.merge_lower(disk, ops, &engine, source, dest)
+            }
+        });
+        lower.writer_closed();
+        result
+    }
+
+    /// Moves all clusters of the source of `engine`'s merge, and makes that durable.
+    fn move_all(&self, ops: &Ops, engine: &Arc<Engine<Self>>) -> Result {
+        let (source, _) = engine.chain.source().ok_or(EINVAL)?;
+        let size = engine.chain.cluster().bytes();
+        ops.set_total(engine.bytes_in(source));
+        let mut buf = PageBuf::new(BUF_PAGES)?;
+        let mut pace = Pace::default();
+        // Again from the start for those that were locked.
+        while let Some(mut cluster) = engine.chain.next_in(source, 0) {
+            let mut was_busy = false;
+            loop {
+                ops.check()?;
+                match engine.merge_cluster(cluster, &mut buf)? {
+                    Moved::Done => ops.did(&mut pace, size)?,
+                    Moved::Gone => {}
+                    Moved::Busy => {
+                        // Who has it may be waiting for space without end.
+                        if engine.has_parked() {
+                            return Err(ENOSPC);
+                        }
+                        was_busy = true;
+                    }
+                }
+                let next = cluster.0.checked_add(1);
+                match next.and_then(|n| engine.chain.next_in(source, n)) {
+                    Some(next) => cluster = next,
+                    None => break,
+                }
+            }
+            if was_busy {
+                sys::sleep_ms(BUSY_MS);
+            }
+        }
+        engine.commit()
+    }
+
+    /// Merges the top into `dest`.
+    fn merge_top(
+        &self,
+        disk: DiskRef<'_, Self>,
+        ops: &Ops,
+        old: &Arc<Engine<Self>>,
+        dest: Arc<Delta>,
+    ) -> Result {
+        let (hidden, used) = Chain::hidden_by(&dest, self.index)?;
+        let chain = old.chain.merging(dest.clone(), hidden)?;
+        let parts = Parts::of_top(&chain, &used, self.index)?;
+        let shared = old.shared().clone();
+        let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        self.admit_limits(old, &new)?;
+        old.commit()?;
+        {
+            let mut control = self.control.lock();
+            let gate = new.gate.lock();
+            let unfinished = self.replace_engine(disk, old, &new, || old.retire())?;
+            control.engine = Some(new.clone());
+            let level = usize::from(new.chain.top_level().0);
+            if let Some(place) = control.deltas.get_mut(level) {
+                *place = dest.clone();
+            }
+            self.update_info(level, dest.info().clone());
+            // The source's pages that were copied before the switch come before those after it.
+            if let Err(e) = old.commit_retired(unfinished) {
+                new.poison_for(e);
+                return Err(e);
+            }
+            drop(gate);
+        }
+        new.begin();
+        match self.move_all(ops, &new) {
+            Ok(()) => self.end_merge(disk, &new),
+            Err(e) => {
+                if !new.is_poisoned() {
+                    self.undo_merge(disk, &new).inspect_err(|e| {
+                        pr_err!(
+                            "ploop{}: a merge that ended early could not be undone (errno {})\n",
+                            self.index,
+                            e.to_errno()
+                        );
+                    })?;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Takes the source, which is empty, out of the chain.
+    fn end_merge(&self, disk: DiskRef<'_, Self>, old: &Arc<Engine<Self>>) -> Result {
+        let chain = old.chain.merged()?;
+        let parts = Parts::none(&chain)?;
+        let shared = old.shared().clone();
+        let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let (_, source) = old.chain.source().ok_or(EINVAL)?;
+        let mut control = self.control.lock();
+        self.replace_engine(disk, old, &new, || old.hand_over(&new))?;
+        control.engine = Some(new.clone());
+        new.begin();
+        // Its entries are dropped durably, so nothing is lost if this fails.
+        let closed = source.unmark(true);
+        let nr = usize::from(new.chain.top_level().0) + 1;
+        self.forget(&mut control, nr);
+        let mut view = self.view.lock();
+        view.version = new.chain.top().map_or(0, |top| top.format().version());
+        closed
+    }
+
+    /// Makes the source the top again: it and the destination hold together what they did.
+    fn undo_merge(&self, disk: DiskRef<'_, Self>, old: &Arc<Engine<Self>>) -> Result {
+        old.commit()?;
+        let chain = old.chain.unmerged()?;
+        let parts = Parts::none(&chain)?;
+        let shared = old.shared().clone();
+        let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let mut control = self.control.lock();
+        let gate = new.gate.lock();
+        let unfinished = self.replace_engine(disk, old, &new, || {
+            let unfinished = old.retire()?;
+            let used = new.chain.used_of(new.chain.top_level())?;
+            let mut parts = Parts::of_top(&new.chain, &used, self.index)?;
+            new.exchange_parts(&mut parts);
+            Ok(unfinished)
+        })?;
+        control.engine = Some(new.clone());
+        let finished = old.finish(unfinished).and_then(|closed| {
+            let dest = old.chain.top().ok_or(EIO)?;
+            if let Closed::Clean { is_empty } = closed {
+                dest.unmark(is_empty)?;
+            }
+            self.update_info(usize::from(old.chain.top_level().0), dest.seal()?);
+            Ok(())
+        });
+        if let Err(e) = finished {
+            new.poison_for(e);
+        }
+        drop(gate);
+        new.begin();
+        finished
+    }
+
+    /// Merges two lower deltas.
+    fn merge_lower(
+        &self,
+        disk: DiskRef<'_, Self>,
+        ops: &Ops,
+        engine: &Arc<Engine<Self>>,
+        (level, source): (Level, Arc<Delta>),
+        dest: Arc<Delta>,
+    ) -> Result {
+        let (chain, used) = Chain::pair(dest.clone(), source, self.index)?;
+        let parts = Parts::of_top(&chain, &used, self.index)?;
+        let shared = engine.shared().clone();
+        let pair = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let moved = self.move_all(ops, &pair);
+        pair.quiet();
+        let closed = pair.close().and_then(|closed| match closed {
+            Closed::Clean { is_empty } => dest.unmark(is_empty),
+            Closed::ReadOnly => Ok(()),
+        });
+        let info = closed.and_then(|()| dest.seal())?;
+        moved?;
+        let chain = engine.chain.without(level, dest.clone())?;
+        let parts = Parts::none(&chain)?;
+        let shared = engine.shared().clone();
+        let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let mut control = self.control.lock();
+        self.replace_engine(disk, engine, &new, || {
+            engine.hand_over(&new)?;
+            new.chain.take_level_out(level, &pair.chain);
+            Ok(())
+        })?;
+        control.engine = Some(new.clone());
+        new.begin();
+        let at = usize::from(level.0);
+        if let Some(place) = control.deltas.get_mut(at - 1) {
+            *place = dest;
+        }
+        self.update_info(at - 1, info);
+        self.drop_level(&mut control, at)
+    }
+}

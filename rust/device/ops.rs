@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Long operations: merge, grow, compact. One at a time on a device, to which it belongs: it goes on
+//! whatever becomes of the process that started it. Anybody may look at it, wait for it, slow it
+//! down or cancel it.
+//!
+//! Locks: `state` is a leaf. The operation takes the device's control lock for the moments at which
+//! it changes the deltas, and not in between.
+
+use super::Device;
+use crate::sys::{
+    self,
+    gen_disk::{DiskRef, HeldDisk},
+    prelude::*,
+    work::{Work, Workqueue},
+};
+use ploop_pure::{abi, lifecycle::Op, rate::Pace};
+
+/// What is known of the operation that runs or ran last.
+struct State {
+    op: Option<Op>,
+    is_running: bool,
+    level: u32,
+    sectors: u64,
+    serial: u64,
+    result: Result,
+    /// Keeps the disk until it has ended.
+    disk: Option<HeldDisk<Device>>,
+}
+
+/// The long operations of a device.
+#[pin_data]
+pub(crate) struct Ops {
+    #[pin]
+    state: Mutex<State>,
+    #[pin]
+    ended: CondVar,
+    is_cancelled: Atomic<bool>,
+    rate: Atomic<u64>,
+    done: Atomic<u64>,
+    total: Atomic<u64>,
+    freed: Atomic<u64>,
+    #[pin]
+    work: Work<Ops>,
+}
+
+/// What an operation is to do.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Which.
+    pub(crate) op: Op,
+    /// `abi::OpStart::level`.
+    pub(crate) level: u32,
+    /// `abi::OpStart::sectors`.
+    pub(crate) sectors: u64,
+    /// `abi::OpStart::rate`.
+    pub(crate) rate: u64,
+}
+
+impl Ops {
+    /// None has run.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let state = State {
+            op: None,
+            is_running: false,
+            level: 0,
+            sectors: 0,
+            serial: 0,
+            result: Ok(()),
+            disk: None,
+        };
+        Arc::pin_init(
+            try_pin_init!(Self {
+                state <- new_mutex!(state),
+                ended <- new_condvar!(),
+                is_cancelled: Atomic::new(false),
+                rate: Atomic::new(0),
+                done: Atomic::new(0),
+                total: Atomic::new(0),
+                freed: Atomic::new(0),
+                work <- Work::new(Self::run),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The operation that runs.
+    pub(crate) fn running(&self) -> Option<Op> {
+        let state = self.state.lock();
+        state.op.filter(|_| state.is_running)
+    }
+
+    /// Starts an operation; returns its number. EBUSY while one runs.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        disk: DiskRef<'_, Device>,
+        wanted: Wanted,
+        queue: &Workqueue,
+    ) -> Result<u64> {
+        let mut state = self.state.lock();
+        if state.is_running {
+            return Err(EBUSY);
+        }
+        state.op = Some(wanted.op);
+        state.is_running = true;
+        state.level = wanted.level;
+        state.sectors = wanted.sectors;
+        state.serial += 1;
+        state.result = Ok(());
+        state.disk = Some(disk.hold());
+        self.is_cancelled.store(false, Relaxed);
+        self.rate.store(wanted.rate, Relaxed);
+        self.done.store(0, Relaxed);
+        self.total.store(0, Relaxed);
+        self.freed.store(0, Relaxed);
+        let serial = state.serial;
+        Work::queue(self.clone(), |ops| &ops.work, queue, 0);
+        Ok(serial)
+    }
+
+    fn run(self: Arc<Self>) {
+        let (disk, wanted) = {
+            let mut state = self.state.lock();
+            let (Some(disk), Some(op)) = (state.disk.take(), state.op) else {
+                return;
+            };
+            let wanted = Wanted {
+                op,
+                level: state.level,
+                sectors: state.sectors,
+                rate: 0,
+            };
+            (disk, wanted)
+        };
+        let result = Device::run_op(disk.as_ref(), &self, wanted);
+        disk.as_ref().notify_change();
+        // Before anybody may remove the disk: our reference must not be the last.
+        drop(disk);
+        let mut state = self.state.lock();
+        state.result = result;
+        state.is_running = false;
+        self.ended.notify_all();
+    }
+
+    /// What the operation has done.
+    pub(crate) fn status(&self) -> abi::OpStatus {
+        let state = self.state.lock();
+        abi::OpStatus {
+            op: state.op.map_or(abi::OP_NONE, Op::number),
+            state: match state.is_running {
+                true => abi::OP_RUNNING,
+                false => abi::OP_IDLE,
+            },
+            result: state.result.err().map_or(0, Error::to_errno),
+            level: state.level,
+            serial: state.serial,
+            done: self.done.load(Relaxed),
+            total: self.total.load(Relaxed),
+            rate: self.rate.load(Relaxed),
+            freed: self.freed.load(Relaxed),
+            ..abi::OpStatus::read()
+        }
+    }
+
+    /// Waits until no operation runs; EINTR if a signal comes first.
+    pub(crate) fn wait(&self) -> Result {
+        let mut state = self.state.lock();
+        while state.is_running {
+            if self.ended.wait_interruptible(&mut state) {
+                return Err(EINTR);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the operation to end early.
+    pub(crate) fn cancel(&self) {
+        self.is_cancelled.store(true, Relaxed);
+    }
+
+    /// Sets the most bytes a second, 0 for no limit.
+    pub(crate) fn set_rate(&self, rate: u64) {
+        self.rate.store(rate, Relaxed);
+    }
+
+    /// ECANCELED if it is to end early.
+    pub(super) fn check(&self) -> Result {
+        match self.is_cancelled.load(Relaxed) {
+            true => Err(Errno::Cancelled.error()),
+            false => Ok(()),
+        }
+    }
+
+    /// Notes that `bytes` are to be done in all.
+    pub(super) fn set_total(&self, bytes: u64) {
+        self.total.store(bytes, Relaxed);
+    }
+
+    /// Notes by how much the file became shorter.
+    pub(super) fn set_freed(&self, bytes: u64) {
+        self.freed.store(bytes, Relaxed);
+    }
+
+    /// Notes that `bytes` more are done, and waits as the rate limit wants it.
+    pub(super) fn did(&self, pace: &mut Pace, bytes: u64) -> Result {
+        let done = self.done.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        // What a write has done meanwhile was not counted before.
+        if done > self.total.load(Relaxed) {
+            self.total.store(done, Relaxed);
+        }
+        let mut left = pace.did(bytes, self.rate.load(Relaxed), sys::uptime_ms());
+        while left > 0 {
+            self.check()?;
+            let now = left.min(WAIT_MS);
+            sys::sleep_ms(now);
+            left -= now;
+        }
+        self.check()
+    }
+}
+
+/// Milliseconds between two looks at whether it is to end.
+const WAIT_MS: u64 = 50;
+
+impl Device {
+    /// EBUSY while a long operation runs.
+    pub(super) fn admit_change(&self) -> Result {
+        match self.ops.running() {
+            Some(_) => Err(EBUSY),
+            None => Ok(()),
+        }
+    }
+
+    /// The long operations.
+    pub(crate) fn ops(&self) -> &Arc<Ops> {
+        &self.ops
+    }
+
+    fn run_op(disk: DiskRef<'_, Self>, ops: &Arc<Ops>, wanted: Wanted) -> Result {
+        let this = disk.driver();
+        let result = match wanted.op {
+            Op::Merge => this.merge(disk, ops, wanted.level),
+            Op::Grow => this.grow(disk, ops, wanted.sectors),
+            Op::Compact => this.compact(disk, ops),
+        };
+        match result {
+            Ok(()) => pr_info!("ploop{}: {} done\n", this.index, wanted.op.name()),
+            Err(e) => pr_warn!(
+                "ploop{}: {} ended early (errno {})\n",
+                this.index,
+                wanted.op.name(),
+                e.to_errno()
+            ),
+        }
+        result
+    }
+}
