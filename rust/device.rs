@@ -7,6 +7,7 @@
 
 mod compact;
 mod grow;
+mod levels;
 mod limits;
 mod merge;
 pub(crate) mod ops;
@@ -24,6 +25,7 @@ use crate::{
     sys::{
         epoch::Epoch,
         file::File,
+        fs_freeze::FrozenFs,
         frozen::{FrozenCell, Handler},
         gen_disk::{DiskRef, Limits},
         misc::ModulePin,
@@ -45,6 +47,10 @@ struct Control {
     engine: Option<Arc<Engine<Device>>>,
     /// Held while there are deltas.
     pin: Option<ModulePin>,
+    /// MAX_DELTA_SIZE of the top.
+    max_delta_sectors: Option<u64>,
+    /// FREEZE.
+    frozen_fs: Option<FrozenFs>,
     /// The disk is going away.
     is_removed: bool,
 }
@@ -55,6 +61,7 @@ pub(crate) struct View {
     engine: Option<Arc<Engine<Device>>>,
     version: u32,
     cluster_sectors: u32,
+    is_frozen: bool,
     cookie: abi::Cookie,
 }
 
@@ -63,6 +70,7 @@ impl View {
         engine: None,
         version: 0,
         cluster_sectors: 0,
+        is_frozen: false,
         cookie: [0; 64],
     };
 }
@@ -98,6 +106,8 @@ impl Device {
             folders: show::Folders::new(),
             engine: None,
             pin: None,
+            max_delta_sectors: None,
+            frozen_fs: None,
             is_removed: false,
         };
         let workers = Arc::new(Workqueue::new(c"ploop")?, GFP_KERNEL)?;
@@ -224,6 +234,7 @@ impl Device {
         control.folders.truncate(keep);
         control.deltas.truncate(keep);
         if keep == 0 {
+            control.max_delta_sectors = None;
             *self.view.lock() = View::EMPTY;
             control.pin = None;
         }
@@ -253,6 +264,9 @@ impl Device {
         if !matches!(swapped, Some(Ok(_))) {
             return Err(EINVAL);
         }
+        if let Some(sectors) = control.max_delta_sectors {
+            engine.limit_top(sectors);
+        }
         engine.begin();
         this.view.lock().engine = Some(engine.clone());
         disk.set_capacity(limits::capacity(&engine, this.index));
@@ -272,6 +286,9 @@ impl Device {
         let call = |openers| Call::Stop { openers };
         admit(control.state(), call(disk.openers())).map_err(refusal)?;
         this.admit_change()?;
+        if control.frozen_fs.is_some() {
+            return Err(EBUSY);
+        }
         if let Some(engine) = &control.engine {
             // Nothing that waits may be in the way of stopping.
             engine.shared().set_fails_when_full(true);
@@ -323,19 +340,6 @@ impl Device {
         control.deltas.iter().for_each(|delta| close_unused(delta));
         self.forget(&mut control, 0);
         Ok(())
-    }
-
-    /// DEL_DELTA of a stopped device: the levels above move down by one.
-    pub(crate) fn del_delta(&self, level: u32) -> Result {
-        let mut control = self.control.lock();
-        admit(control.state(), Call::DelDelta(level)).map_err(refusal)?;
-        let level = usize::try_from(level).map_err(|_| ENOENT)?;
-        close_unused(control.deltas.get(level).ok_or(ENOENT)?);
-        if control.deltas.len() == 1 {
-            self.forget(&mut control, 0);
-            return Ok(());
-        }
-        self.drop_level(&mut control, level)
     }
 
     /// Takes the delta of a level, not the only one, out of the table.
@@ -399,6 +403,43 @@ impl Device {
             );
         }
         Ok(retired)
+    }
+
+    /// FREEZE and THAW: freezes the file systems on the disk, or thaws them; nothing if they are.
+    pub(crate) fn set_frozen(disk: DiskRef<'_, Self>, frozen: bool) -> Result {
+        let this = disk.driver();
+        let mut control = this.control.lock();
+        admit(control.state(), Call::Freeze).map_err(refusal)?;
+        if frozen && control.frozen_fs.is_none() {
+            control.frozen_fs = Some(FrozenFs::freeze(disk)?);
+            if let Some(engine) = &control.engine {
+                let is_written = engine.chain.top().is_some_and(|t| t.is_writable());
+                if is_written && !engine.is_poisoned() {
+                    engine.commit()?;
+                }
+            }
+        } else if !frozen {
+            control.frozen_fs = None;
+        }
+        this.view.lock().is_frozen = control.frozen_fs.is_some();
+        Ok(())
+    }
+
+    /// The maintenance that is going on, and the level of the top, as BALLOON tells them. ENOENT
+    /// without deltas.
+    pub(crate) fn maintenance(&self) -> Result<(u32, u8)> {
+        let control = self.control.lock();
+        let top = control.deltas.len().checked_sub(1).ok_or(ENOENT)?;
+        let op = self.ops.running().map_or(abi::OP_NONE, Op::number);
+        Ok((op, u8::try_from(top).unwrap_or(u8::MAX)))
+    }
+
+    /// Sectors of a cluster; ENOENT without deltas.
+    pub(crate) fn cluster_sectors(&self) -> Result<u32> {
+        match self.view.lock().cluster_sectors {
+            0 => Err(ENOENT),
+            sectors => Ok(sectors),
+        }
     }
 
     /// OP_START: begins a long operation; returns its number.

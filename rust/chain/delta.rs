@@ -111,6 +111,18 @@ impl Delta {
         Ok(delta)
     }
 
+    /// Opens the image of this delta, which is only read, anew: somebody has written it.
+    pub(crate) fn reopen(&self, device: u32) -> Result<Self> {
+        let io = Io::open(self.io.as_file(), Access::Read)?;
+        // Its own open file has the same locks; both only read.
+        self.lock.reclaim(io.as_file());
+        let args = OpenArgs {
+            access: Access::Read,
+            ..self.args
+        };
+        Self::judge(io, args, self.lock.clone(), device)
+    }
+
     /// Opens the image of this delta, which is only read, for writing too. EBUSY if somebody else
     /// has it. Until [`Self::writer_closed`] this delta's reads go on.
     pub(crate) fn open_writer(&self, device: u32) -> Result<Self> {

@@ -171,6 +171,8 @@ impl Steps<'_> {
         let this = self.disk.driver();
         let unfinished = this.replace_engine(self.disk, &self.old, &self.new, || self.old.retire())?;
         control.engine = Some(self.new.clone());
+        // That of the old top.
+        control.max_delta_sectors = None;
         // There is room for both.
         let _ = control.deltas.push_within_capacity(self.delta.clone());
         let _ = this

@@ -3,7 +3,10 @@
 //! device do, a new engine takes its place while the queue is frozen.
 
 use super::{Closed, Disk, Engine, Parts};
-use crate::sys::{epoch::Epoch, prelude::*};
+use crate::{
+    format::Format,
+    sys::{epoch::Epoch, prelude::*},
+};
 use ploop_pure::units::ImageCluster;
 
 /// Counters of a running device.
@@ -180,6 +183,18 @@ impl<D: Disk> Engine<D> {
         top.io().cut(after)?;
         self.begin();
         Ok((before, after))
+    }
+
+    /// Lets the top's file have no more than `sectors`, but what it has.
+    pub(crate) fn limit_top(&self, sectors: u64) {
+        let chain = &self.chain;
+        let Some(Format::Ploop1(format)) = chain.top().map(|top| top.format()) else {
+            return;
+        };
+        let clusters = sectors >> chain.cluster().log_sectors();
+        let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        let max = clusters.min(format.header().slots_max());
+        self.slow.lock().alloc.set_max(max);
     }
 
     /// One past the slot up to which the top's file would reach if all that it holds were at its
