@@ -19,7 +19,7 @@ use crate::{
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
-    engine::{Closed, Engine, Parts, Shared},
+    engine::{events::Events, Closed, Engine, Parts, Shared},
     error::{refusal, Shown},
     io::{lock::Images, Io},
     sys::{
@@ -62,6 +62,7 @@ pub(crate) struct View {
     version: u32,
     cluster_sectors: u32,
     is_frozen: bool,
+    takes_discards: bool,
     cookie: abi::Cookie,
 }
 
@@ -71,6 +72,7 @@ impl View {
         version: 0,
         cluster_sectors: 0,
         is_frozen: false,
+        takes_discards: false,
         cookie: [0; 64],
     };
 }
@@ -252,10 +254,12 @@ impl Device {
         }
         let (chain, used) = Chain::load(deltas, this.index)?;
         let parts = Parts::of_top(&chain, &used, this.index)?;
-        let shared = Arc::new(Shared::new(this.epoch.clone()), GFP_KERNEL)?;
+        let events = Events::new(this.index, disk.notifier())?;
+        let shared = Arc::new(Shared::new(this.epoch.clone(), events), GFP_KERNEL)?;
         let engine = Engine::new(this.index, chain, parts, this.workers.clone(), shared)?;
         let chain = &engine.chain;
-        disk.set_limits(limits::limits(&engine))?;
+        let limits = limits::limits(&engine);
+        disk.set_limits(limits)?;
         disk.set_read_only(!chain.top().is_some_and(|top| top.is_writable()));
         let swapped = disk.frozen(
             || false,
@@ -268,7 +272,11 @@ impl Device {
             engine.limit_top(sectors);
         }
         engine.begin();
-        this.view.lock().engine = Some(engine.clone());
+        {
+            let mut view = this.view.lock();
+            view.engine = Some(engine.clone());
+            view.takes_discards = limits.discard_granularity != 0;
+        }
         disk.set_capacity(limits::capacity(&engine, this.index));
         control.engine = Some(engine);
         // A disk without a partition table, or with a bad one, is as good as any.
@@ -289,11 +297,7 @@ impl Device {
         if control.frozen_fs.is_some() {
             return Err(EBUSY);
         }
-        if let Some(engine) = &control.engine {
-            // Nothing that waits may be in the way of stopping.
-            engine.shared().set_fails_when_full(true);
-            engine.retry_parked();
-        }
+        let stopping = Stopping::begin(control.engine.clone());
         // What was written through the page cache of the disk. A failure has been reported to who
         // wrote it, or will show as a poisoned image; it must not keep the device from stopping.
         let _ = disk.sync_and_invalidate();
@@ -310,6 +314,8 @@ impl Device {
         let Some(Ok(Some(engine))) = swapped else {
             return Err(EINVAL);
         };
+        engine.shared().events.stopped();
+        drop(stopping);
         engine.quiet();
         let closed = engine
             .close()
@@ -485,6 +491,27 @@ impl Device {
         admit(control.state(), Call::Remove { openers }).map_err(refusal)?;
         control.is_removed = true;
         Ok(())
+    }
+}
+
+/// While this exists, nothing waits for space: it would be in the way of stopping.
+struct Stopping(Option<Arc<Engine<Device>>>);
+
+impl Stopping {
+    fn begin(engine: Option<Arc<Engine<Device>>>) -> Self {
+        if let Some(engine) = &engine {
+            engine.shared().set_stopping(true);
+            engine.retry_parked();
+        }
+        Self(engine)
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        if let Some(engine) = &self.0 {
+            engine.shared().set_stopping(false);
+        }
     }
 }
 

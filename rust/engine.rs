@@ -11,6 +11,7 @@
 
 mod cow;
 mod discard;
+pub(crate) mod events;
 pub(crate) mod index_wb;
 mod lockout;
 pub(crate) mod merge;

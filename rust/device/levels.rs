@@ -152,6 +152,7 @@ impl Device {
             Ok(())
         })?;
         control.engine = Some(new.clone());
+        new.mended();
         new.begin();
         // The old image is as complete as it was; a failure leaves it marked.
         let closed = old.close();

@@ -263,6 +263,7 @@ impl<D: Disk> Engine<D> {
                 self.device,
                 error.to_errno()
             );
+            self.shared.events.poisoned();
         }
     }
 }
