@@ -25,6 +25,7 @@ pub mod layout;
 pub mod lifecycle;
 pub mod map;
 pub mod mem;
+pub mod offline;
 pub mod repair;
 pub mod units;
 

@@ -314,6 +314,24 @@ impl Header {
         self
     }
 
+    /// The same header with a larger disk: BAT and first data cluster grow as needed.
+    pub fn grown(self, size_sectors: u64) -> Result<Self, Problem> {
+        let fresh = Self::new(self.version, self.cluster, size_sectors)?;
+        Ok(Self {
+            nr_entries: fresh.nr_entries.max(self.nr_entries),
+            first_data: fresh.first_data.max(self.first_data),
+            size_sectors,
+            geometry: (self.geometry.0, fresh.geometry.1),
+            ..self
+        })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        // Below 2^63, checked by `parse`.
+        self.size_sectors * SECTOR_BYTES
+    }
+
     /// Clusters of the disk, the last of which may be a part only; at most `nr_entries`.
     pub fn disk_clusters(&self) -> u32 {
         let clusters = self
