@@ -155,6 +155,10 @@ impl Header {
         if size_sectors == 0 {
             return Err(Problem::SizeZero);
         }
+        // `parse` takes only half of the field for version 1.
+        if version == Version::V1 && size_sectors > u64::from(u32::MAX) {
+            return Err(Problem::SizeLimit { size_sectors });
+        }
         let nr_entries = size_sectors.div_ceil(u64::from(cluster.sectors()));
         let nr_entries = u32::try_from(nr_entries)
             .ok()

@@ -29,7 +29,7 @@ enum State {
     Dropping,
     Moving,
     Cutting,
-    SyncingAll,
+    SyncingAll(Action),
     Closing(Action),
     SyncingClose(Action),
     Ended,
@@ -124,7 +124,9 @@ impl Compact {
                 let len_bytes = self.header.cluster.offset(ImageCluster(self.target));
                 self.go(State::Cutting, Action::SetLen { len_bytes })
             }
-            (Step::Over { is_all: false }, _) => self.close(Action::Stopped),
+            (Step::Over { is_all: false }, _) => {
+                self.go(State::SyncingAll(Action::Stopped), Action::Sync)
+            }
             (Step::Over { .. } | Step::Failed, _) => self.go(State::Ended, Action::Fail),
         }
     }
@@ -176,8 +178,8 @@ impl Machine for Compact {
             (State::SyncingMark, Event::Ok) => self.begin(),
             (State::Dropping, event) => self.dropped(event),
             (State::Moving, event) => self.moved(event),
-            (State::Cutting, Event::Ok) => self.go(State::SyncingAll, Action::Sync),
-            (State::SyncingAll, Event::Ok) => self.close(Action::Done),
+            (State::Cutting, Event::Ok) => self.go(State::SyncingAll(Action::Done), Action::Sync),
+            (State::SyncingAll(last), Event::Ok) => self.close(last),
             (State::Closing(last), Event::Ok) => self.go(State::SyncingClose(last), Action::Sync),
             (State::SyncingClose(last), Event::Ok) => self.go(State::Ended, last),
             (
@@ -185,7 +187,7 @@ impl Machine for Compact {
                 | State::Marking
                 | State::SyncingMark
                 | State::Cutting
-                | State::SyncingAll
+                | State::SyncingAll(_)
                 | State::Closing(_)
                 | State::SyncingClose(_)
                 | State::Ended,
