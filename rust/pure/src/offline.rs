@@ -66,8 +66,8 @@ pub enum Action {
     WriteIndex,
     /// All is done, durably.
     Done,
-    /// What was done until [`Machine::stop`] or a failed copy is complete and durable, and the
-    /// destination is closed.
+    /// What was done until [`Machine::stop`], or until a failure that does no harm, is complete and
+    /// durable, and the destination is closed.
     Stopped,
     /// The destination is as the failed action left it: marked.
     Fail,

@@ -70,7 +70,7 @@ pub fn compact(path: &Path, zeros: Zeros, progress: &mut dyn Progress) -> Result
         Err(e) => {
             // Best effort: what is left behind only takes space.
             let _ = tidy(&image);
-            Err(e)
+            Err(e.or_hint("nothing is lost: the same command again does the rest"))
         }
     }
 }

@@ -52,13 +52,16 @@ pub(super) fn grow_held(
     progress.begin("moving clusters for a larger table", bytes);
     let ending = exec.run(&mut machine, progress);
     progress.end();
-    let result = ending.and_then(|ending| match ending {
-        Ending::Done => Ok(true),
-        Ending::Stopped => {
-            let what = format!("interrupted: {} has its old size", image.path().display());
-            Err(Error::new(Code::Aborted, what).hint("the same command again does the rest"))
-        }
-    });
+    let again = "nothing is lost: the same command again does the rest";
+    let result = ending
+        .map_err(|e| e.or_hint(again))
+        .and_then(|ending| match ending {
+            Ending::Done => Ok(true),
+            Ending::Stopped => {
+                let what = format!("interrupted: {} has its old size", image.path().display());
+                Err(Error::new(Code::Aborted, what).hint("the same command again does the rest"))
+            }
+        });
     if result.is_err() {
         // Best effort: what is left behind only takes space.
         let _ = tidy(image);

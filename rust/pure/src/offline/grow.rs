@@ -193,8 +193,15 @@ impl Grow {
             Step::Act(action) => self.go(State::Moving, action),
             Step::Failed => self.go(State::Ended, Action::Fail),
             Step::Over { is_all: true } => self.zero(),
-            Step::Over { is_all: false } => self.set_len(State::Cutting, self.head),
+            Step::Over { is_all: false } => self.give_up(),
         }
+    }
+
+    /// Keeps the old size: under the old header what was made zero is nobody's.
+    fn give_up(&mut self) -> Action {
+        let end = self.census.usage.end;
+        let has_moved = self.head > end.max(self.plan.new.first_data.0);
+        self.set_len(State::Cutting, if has_moved { self.head } else { end })
     }
 
     /// Zeros all of the new BAT that is not the old one.
@@ -221,6 +228,9 @@ impl Machine for Grow {
             (State::Marking, Event::Ok) => self.go(State::SyncingMark, Action::Sync),
             // What is behind the end goes, too: new slots are fresh.
             (State::SyncingMark, Event::Ok) => self.set_len(State::Lengthening, self.limit),
+            (State::Lengthening | State::Trimming | State::Zeroing, Event::Failed) => {
+                self.give_up()
+            }
             (State::Lengthening, Event::Ok) => self.trim(),
             (State::Trimming, Event::Ok) => self.begin_moving(),
             (State::Moving, event) => {

@@ -224,6 +224,7 @@ impl Machine for Merge {
             },
             (State::Marking, Event::Ok) => self.go(State::SyncingMark, Action::Sync),
             (State::SyncingMark, Event::Ok) => self.lengthen(),
+            (State::Lengthening, Event::Failed) => self.step(Step::Over { is_all: false }),
             (State::Lengthening, Event::Ok) => {
                 let step = self.pass.begin();
                 self.step(step)

@@ -181,9 +181,7 @@ impl Run<'_> {
                 }
                 Action::Stopped => return self.cuts(),
                 Action::Fail => return Err(format!("the machine failed after {event:?}")),
-                Action::Copy { from, to } if self.rng.chance(fail_percent) => {
-                    let op = self.disk.write(to.0 as usize * NR, &self.source(from));
-                    self.disk.fail(op, &mut self.rng);
+                action if self.rng.chance(fail_percent) && self.fail(action) => {
                     event = Event::Failed;
                 }
                 _ => event = self.act(action)?,
@@ -191,6 +189,31 @@ impl Run<'_> {
             self.cuts()?;
         }
         Err("the machine does not come to an end".into())
+    }
+
+    /// Lets an action fail that needs space; false if it is another one.
+    fn fail(&mut self, action: Action) -> bool {
+        let op = match action {
+            Action::Copy { from, to } => self.disk.write(to.0 as usize * NR, &self.source(from)),
+            Action::Zero { start, end } => {
+                let (first, last) = (start.div_ceil(512) as usize, (end / 512) as usize);
+                self.disk.write(first, &vec![0; last - first])
+            }
+            Action::SetLen { len_bytes } => {
+                return len_bytes / 512 > self.disk.live().len as u64;
+            }
+            Action::WriteHeader(_)
+            | Action::Sync
+            | Action::Find { .. }
+            | Action::Test { .. }
+            | Action::Publish { .. }
+            | Action::WriteIndex
+            | Action::Done
+            | Action::Stopped
+            | Action::Fail => return false,
+        };
+        self.disk.fail(op, &mut self.rng);
+        true
     }
 
     /// The machine for the image as it is, after what the check mends; `None` if all is done.
