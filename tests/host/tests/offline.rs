@@ -66,10 +66,10 @@ fn version_1_on_a_4k_disk() {
 fn many_index_pages() {
     for op in [Op::Merge, Op::Compact, Op::Drop] {
         let cfg = Config {
-            clusters: 500,
+            clusters: 300,
             cuts: 1,
             ..Config::usual(op)
         };
-        sound(&cfg, 2, 600);
+        sound(&cfg, 2, 400);
     }
 }

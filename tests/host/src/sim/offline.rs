@@ -93,7 +93,9 @@ struct Run<'a> {
     disk: Disk,
     blocks: Blocks,
     header: Header,
-    /// Entries changed in memory.
+    /// The entries as they are in memory.
+    places: BTreeMap<u32, ImageCluster>,
+    /// Of those, the ones changed there.
     changed: BTreeMap<u32, u32>,
     /// Images that may say that they are closed.
     closed: Vec<Image>,
@@ -124,6 +126,7 @@ pub fn run(cfg: &Config, seed: u64) -> Result<Tried, String> {
                 disk: Disk::new(image.clone(), cfg.piece_sectors),
                 blocks,
                 header,
+                places: BTreeMap::new(),
                 changed: BTreeMap::new(),
                 closed: vec![image],
                 cuts,
@@ -223,6 +226,7 @@ impl Run<'_> {
         }
         let image = self.disk.live().clone();
         let map = self.map(&image)?;
+        self.places.clone_from(&map.places);
         let usage = map.scan.usage();
         let refused = |r: &dyn std::fmt::Display| format!("refused: {r}");
         Ok(match self.world.op {
@@ -300,7 +304,7 @@ impl Run<'_> {
                 return Ok(Event::Ok);
             }
             Action::SetLen { len_bytes } => self.disk.set_len((len_bytes / 512) as usize),
-            Action::Find { from } => return self.find(from),
+            Action::Find { from } => return Ok(self.find(from)),
             Action::Test { at } => {
                 let is_zero = self.source(at).iter().all(|s| *s == 0);
                 return Ok(if is_zero { Event::Zeros } else { Event::Data });
@@ -310,6 +314,10 @@ impl Run<'_> {
             Action::Publish { cluster, at } => {
                 let entry = at.map_or(0, |at| self.header.encode_entry(at));
                 self.changed.insert(cluster.0, entry);
+                match at {
+                    Some(at) => self.places.insert(cluster.0, at),
+                    None => self.places.remove(&cluster.0),
+                };
                 return Ok(Event::Ok);
             }
             Action::WriteIndex => return self.write_index(),
@@ -320,19 +328,8 @@ impl Run<'_> {
         Ok(Event::Ok)
     }
 
-    fn find(&self, from: Cluster) -> Result<Event, String> {
-        let image = self.disk.live();
-        let is_raw = self.world.op == Op::MergeRaw;
-        let mut places = match is_raw {
-            true => BTreeMap::new(),
-            false => self.map(image)?.places,
-        };
-        for (c, entry) in &self.changed {
-            match self.header.decode_entry(*entry) {
-                Ok(Some(at)) => places.insert(*c, at),
-                Ok(None) | Err(_) => places.remove(c),
-            };
-        }
+    fn find(&self, from: Cluster) -> Event {
+        let places = &self.places;
         let found = match self.world.op {
             Op::Merge | Op::MergeRaw => {
                 let next = self.world.upper.range(from.0..).next();
@@ -343,13 +340,13 @@ impl Run<'_> {
                 next.map(|(c, at)| (*c, *at, None))
             }
         };
-        Ok(found.map_or(Event::End, |(cluster, at, below)| {
+        found.map_or(Event::End, |(cluster, at, below)| {
             Event::Found(Found {
                 cluster: Cluster(cluster),
                 at,
                 below,
             })
-        }))
+        })
     }
 
     fn zero(&mut self, start: u64, end: u64) -> Result<Event, String> {
