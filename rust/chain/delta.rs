@@ -349,7 +349,7 @@ impl Delta {
     pub(crate) fn resized(&self, size_sectors: u64) -> Result<Self> {
         let format = match &self.format {
             Format::Ploop1(format) => {
-                let header = format.header().resized(size_sectors);
+                let header = format.header().grown(size_sectors);
                 Format::Ploop1(format.with_header(header.map_err(|_| EFBIG)?))
             }
             Format::Raw(raw) => {
