@@ -97,6 +97,31 @@ fn structures() -> Vec<(&'static str, usize, Fields)> {
             fields!(abi::DeviceArg: size, flags, index, reserved),
         ),
         (
+            "Truncate",
+            size_of::<abi::Truncate>(),
+            fields!(abi::Truncate: fd, alloc_head, level, mbz),
+        ),
+        (
+            "IndexUpdate",
+            size_of::<abi::IndexUpdate>(),
+            fields!(abi::IndexUpdate: n_maps, level, mbz),
+        ),
+        (
+            "ReverseMap",
+            size_of::<abi::ReverseMap>(),
+            fields!(abi::ReverseMap: cluster, slot),
+        ),
+        (
+            "Balloon",
+            size_of::<abi::Balloon>(),
+            fields!(abi::Balloon: mntn_type, alloc_head, level, inflate, keep_intact, mbz),
+        ),
+        (
+            "DumpBat",
+            size_of::<abi::DumpBat>(),
+            fields!(abi::DumpBat: level, start_cluster, nr_clusters),
+        ),
+        (
             "OpStart",
             size_of::<abi::OpStart>(),
             fields!(abi::OpStart: size, flags, op, level, sectors, rate, serial, reserved),
@@ -188,6 +213,7 @@ fn constants() -> Vec<(&'static str, u64)> {
         ("OP_COMPACT", abi::OP_COMPACT.into()),
         ("OP_IDLE", abi::OP_IDLE.into()),
         ("OP_RUNNING", abi::OP_RUNNING.into()),
+        ("ENTRY_UNKNOWN", abi::ENTRY_UNKNOWN.into()),
         ("LEVEL_TOP", abi::LEVEL_TOP.into()),
     ]
 }
@@ -311,6 +337,9 @@ fn the_states_admit_what_the_table_says() {
             "STOP, open elsewhere" => Call::Stop { openers: 2 },
             "CLEAR" => Call::Clear,
             "SYNC" => Call::Sync,
+            "SNAPSHOT" => Call::Snapshot,
+            "OP_START" => Call::Change,
+            "FREEZE, THAW" => Call::Freeze,
             "CTL_REMOVE" => Call::Remove { openers: 0 },
             "CTL_REMOVE, open" => Call::Remove { openers: 1 },
             other => panic!("no call '{other}'"),
@@ -348,6 +377,7 @@ fn all_sysfs_files_and_parameters_are_described() {
     let mut want = BTreeSet::new();
     for (list, folder_name) in [
         ("STATE", "pstate"),
+        ("KNOB", "ptune"),
         ("TOP", "pstate"),
         ("TUNE", "ptune"),
         ("DELTA", "pdelta/LEVEL"),
@@ -519,6 +549,11 @@ fn c_name(structure: &str) -> &'static str {
         "AddDelta" => "ploop_add_delta",
         "GetDevice" => "ploop_getdevice_ctl",
         "DeviceArg" => "ploop_device_arg",
+        "Truncate" => "ploop_truncate_ctl",
+        "IndexUpdate" => "ploop_index_update_ctl",
+        "ReverseMap" => "reverse_map",
+        "Balloon" => "ploop_balloon_ctl",
+        "DumpBat" => "ploop_dump_bat_ctl",
         "OpStart" => "ploop_op_start",
         "OpStatus" => "ploop_op_status",
         other => panic!("{other} has no name in C"),
