@@ -13,8 +13,8 @@ use crate::{
     format::Format,
     sys::{prelude::*, sparse::SparseWords},
 };
-use delta::Delta;
 use core::{cmp::Ordering, ops::Range};
+use delta::Delta;
 use ploop_pure::{
     map::{Place, Word},
     slots::SlotSet,
@@ -167,6 +167,9 @@ impl Chain {
 
     /// The same deltas with `new`, which holds no cluster, as the top of them.
     pub(crate) fn with_top(&self, new: Arc<Delta>, device: u32) -> Result<Self> {
+        if self.merge.is_some() {
+            return Err(EBUSY);
+        }
         let map = match &self.map {
             Some(map) => map.clone(),
             None => {
@@ -231,11 +234,7 @@ impl Chain {
 
     /// A chain of its own for a merge of two lower deltas, which no request uses: `source`, which
     /// is not written, is to go into `dest`. What `dest` uses is returned too.
-    pub(crate) fn pair(
-        dest: Arc<Delta>,
-        source: Arc<Delta>,
-        device: u32,
-    ) -> Result<(Self, Used)> {
+    pub(crate) fn pair(dest: Arc<Delta>, source: Arc<Delta>, device: u32) -> Result<(Self, Used)> {
         let nr = |d: &Delta| u32::try_from(d.format().nr_clusters_of_disk()).map_err(|_| EFBIG);
         let map = Self::new_map(nr(&dest)?.max(nr(&source)?), device)?;
         let (hidden, used) = Self::hidden_by(&dest, device)?;
@@ -374,10 +373,7 @@ impl Chain {
             }
             let level = self.top;
             match map.get_or_alloc(cluster) {
-                Ok(to) => to.store(
-                    word.with_place(Place::Slot { level, at }).bits(),
-                    Relaxed,
-                ),
+                Ok(to) => to.store(word.with_place(Place::Slot { level, at }).bits(), Relaxed),
                 Err(e) => result = Err(e),
             }
         });

@@ -25,8 +25,8 @@ use crate::{
     sys::{
         epoch::Epoch,
         file::File,
-        fs_freeze::FrozenFs,
         frozen::{FrozenCell, Handler},
+        fs_freeze::FrozenFs,
         gen_disk::{DiskRef, Limits},
         misc::ModulePin,
         mq::TagSet,
@@ -327,9 +327,8 @@ impl Device {
         let _ = disk.set_limits(Limits::NONE);
         disk.notify_change();
         closed.inspect_err(|e| {
-            if let Some(top) = engine.chain.top() {
-                top.spoil();
-            }
+            // Below the top, that of a snapshot or merge that failed.
+            engine.chain.deltas().for_each(Delta::spoil_marked);
             pr_err!(
                 "ploop{}: image could not be closed cleanly (errno {}): it stays marked in use\n",
                 this.index,
@@ -400,14 +399,6 @@ impl Device {
         );
         let retired = switched.unwrap_or(Err(ENOSPC))?;
         self.view.lock().engine = Some(new.clone());
-        // Those of the block layer may stay larger than needed; they never get smaller.
-        if let Err(e) = disk.set_limits(limits::limits(new)) {
-            pr_warn!(
-                "ploop{}: limits of the disk could not be changed (errno {})\n",
-                self.index,
-                e.to_errno()
-            );
-        }
         Ok(retired)
     }
 
@@ -417,6 +408,10 @@ impl Device {
         let mut control = this.control.lock();
         admit(control.state(), Call::Freeze).map_err(refusal)?;
         if frozen && control.frozen_fs.is_none() {
+            if control.engine.as_ref().is_some_and(|e| e.has_parked()) {
+                // They would be waited for without end.
+                return Err(ENOSPC);
+            }
             control.frozen_fs = Some(FrozenFs::freeze(disk)?);
             if let Some(engine) = &control.engine {
                 let is_written = engine.chain.top().is_some_and(|t| t.is_writable());

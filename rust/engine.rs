@@ -461,7 +461,8 @@ impl<D: Disk> Engine<D> {
             (slow.alloc.head(), slow.alloc.cut())
         };
         self.check_length(head)?;
-        top.io().cut(self.chain.cluster().offset(ImageCluster(end)))?;
+        top.io()
+            .cut(self.chain.cluster().offset(ImageCluster(end)))?;
         top.io().sync()?;
         let first = format.header().first_data;
         Ok(Closed::Clean {

@@ -190,9 +190,11 @@ impl Delta {
         Info::new(&self.io, &self.format, Access::Read).and_then(|i| Ok(Arc::new(i, GFP_KERNEL)?))
     }
 
-    /// The delta could not be closed cleanly.
-    pub(crate) fn spoil(&self) {
-        self.is_spoiled.store(true, Relaxed);
+    /// The delta, if it is marked, could not be closed cleanly.
+    pub(crate) fn spoil_marked(&self) {
+        if self.is_marked.load(Relaxed) {
+            self.is_spoiled.store(true, Relaxed);
+        }
     }
 
     /// Whether the delta could not be closed cleanly.

@@ -97,9 +97,7 @@ pub(super) fn update_index(arg: usize) -> Result<(u8, KVVec<abi::ReverseMap>)> {
         .ok_or(EFAULT)?;
     for _ in 0..head.n_maps {
         maps.push(get(at)?, GFP_KERNEL)?;
-        at = at
-            .checked_add(size_of::<abi::ReverseMap>())
-            .ok_or(EFAULT)?;
+        at = at.checked_add(size_of::<abi::ReverseMap>()).ok_or(EFAULT)?;
     }
     Ok((head.level, maps))
 }

@@ -156,9 +156,8 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
     let this = disk.driver();
     let view = this.view.lock().clone();
     let engine = view.engine.as_deref();
-    let count = |f: fn(&Stats) -> &Atomic<u64>| {
-        engine.map_or(0, |e| f(&e.shared().stats).load(Relaxed))
-    };
+    let count =
+        |f: fn(&Stats) -> &Atomic<u64>| engine.map_or(0, |e| f(&e.shared().stats).load(Relaxed));
     let number = match file.to_bytes() {
         b"aborted" => engine.is_some_and(|e| e.is_poisoned()).into(),
         b"allocated_clusters" => count(|s| &s.allocated),

@@ -152,6 +152,11 @@ impl<D: Disk> Engine<D> {
         Err(EAGAIN)
     }
 
+    /// Lets the next commit write an index page.
+    pub(crate) fn touch_page(&self, page: u32) {
+        self.slow.lock().dirty.mark(page);
+    }
+
     /// Makes the header of the chain's top, which has changed, durable, with the index.
     pub(crate) fn commit_header(&self) -> Result {
         self.slow.lock().dirty.mark(0);

@@ -36,7 +36,7 @@ pub(crate) trait BlockDevice: Driver {
 }
 
 /// The limits that depend on the image.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Smallest unit of I/O in bytes, 512 or 4096.
     pub(crate) logical_block: u32,

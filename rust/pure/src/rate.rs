@@ -47,7 +47,10 @@ mod tests {
             for _ in 0..200 {
                 now += pace.did(step, rate, now);
                 done += step;
-                assert!(done * 1000 <= (now - 5) * rate + step * 1000 + 1000, "{done} in {now}");
+                assert!(
+                    done * 1000 <= (now - 5) * rate + step * 1000 + 1000,
+                    "{done} in {now}"
+                );
             }
             assert!((now - 5) * rate <= (done + step) * 1000);
         }
