@@ -205,6 +205,12 @@ impl<D: Driver> Request<D> {
         unsafe { &*(*q).queuedata.cast::<D>() }
     }
 
+    /// Whether the data is zeros.
+    pub(crate) fn is_zero(&self) -> bool {
+        // SAFETY: We own the request, so its data too.
+        unsafe { bindings::ploop_rq_is_zero(self.0.as_ptr()) }
+    }
+
     /// Fills the data with zeros.
     pub(crate) fn zero_fill(&mut self) {
         let mut bio = field!(self, bio);
