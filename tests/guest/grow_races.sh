@@ -56,22 +56,28 @@ first_write() {
 note 'new parts of the map while it is made larger'
 image=$SCRATCH/map.img
 # A part of the map is 512 clusters, so 16 MiB.
-ploopctl create -s 8G -b 32K "$image" >/dev/null
+ploopctl create -s 24G -b 32K "$image" >/dev/null
 device=$(attach "$image")
-slow 100
-plooptest load --seed "$seed" --jobs 12 --seconds 60 --stop "$TEST_DIR/stop" --save "$TEST_DIR/model" --written "$device" &
+slow 60
+plooptest load --seed "$seed" --jobs 8 --apart $((16 << 20)) --seconds 60 --stop "$TEST_DIR/stop" --save "$TEST_DIR/model" --written "$device" &
 load=$!
-sleep 0.5
-for ((step = 1; step <= 12; step++)); do
-    # Who holds the device's control lock makes the moment between map and switch long.
-    plooptest sync "$device" &
-    syncer=$!
-    timeout 60 plooptest op "$device" grow $(((8 << 21) + 64 * step)) || die "growth $step failed"
-    wait "$syncer" || die "SYNC failed"
-    kill -0 "$load" 2>/dev/null || break
+# Who holds the device's control lock makes the moment between map and switch long.
+sync_all_the_time() {
+    while [[ ! -e $TEST_DIR/stop ]]; do plooptest sync "$device"; done
+}
+sync_all_the_time &
+syncers=($!)
+sync_all_the_time &
+syncers+=($!)
+step=0
+while ((step < 20)) && kill -0 "$load" 2>/dev/null; do
+    step=$((step + 1))
+    timeout 60 plooptest op "$device" grow $(((24 << 21) + 64 * step)) || die "growth $step failed"
 done
 touch "$TEST_DIR/stop"
 slow 0
+note "$step steps"
+wait "${syncers[@]}"
 wait "$load" || die "a write is lost"
 same() { plooptest load-verify --written "$device" "$TEST_DIR/model" || die "a write is lost after attaching again"; }
 end same

@@ -11,13 +11,15 @@ const HELP: &str = "\
 plooptest COMMAND...
   simulate [--seeds N] [--seed S]        power cuts over the model disk
   seqwrite DEV --ack FILE [--fua] [--prefill] [--seconds N] [--count C] [--blocks K]
-                                         write numbered blocks, each durable
+           [--length BYTES]              write numbered blocks, each durable, within so much
   acked FILE                             the number acknowledged last
-  seqverify DEV --acked N [--blocks K]   every acknowledged block is there
+  seqverify DEV --acked N [--blocks K] [--length BYTES]
+                                         every acknowledged block is there
   load [--seed S] [--seconds N] [--stop FILE] [--jobs J] [--discard] [--tolerate] [--from FILE]
-       [--save FILE] [--written] DEV
+       [--save FILE] [--written] [--apart BYTES] DEV
                                          writes, discards, flushes, and reads compared, until FILE
-                                         is there; then all is compared, or only the MiB written
+                                         is there; then all is compared, or only the MiB written;
+                                         with --apart 4 KiB written so far apart, once each
   load-verify [--written] DEV FILE       the disk holds what load saved there
   replay --log DEV --target DEV --to MARK|ENTRY [--state FILE]
                                          what dm-log-writes logged up to there

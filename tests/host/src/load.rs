@@ -165,6 +165,8 @@ struct Load<'a> {
     failed: &'a AtomicU64,
     stop: &'a AtomicBool,
     jobs: u64,
+    /// Nothing but 4 KiB written every so many sectors, once; 0 for the usual.
+    apart: u64,
     discards: bool,
     tolerates: bool,
 }
@@ -211,9 +213,18 @@ impl Load<'_> {
         let mut memory = Guarded::new()?;
         let mut rng = Rng::new(seed ^ (job + 1) << 32);
         let mut buffer = Buffer::new(256);
+        let mut nr_done = 0;
         while !self.stop.load(Relaxed) {
-            let (mut first, mut nr) = self.choose(job, &mut rng);
-            let kind = rng.below(100);
+            let (mut first, mut nr, kind) = if self.apart > 0 {
+                nr_done += 1;
+                ((nr_done * self.jobs + job) * self.apart, 8, 99)
+            } else {
+                let (first, nr) = self.choose(job, &mut rng);
+                (first, nr, rng.below(100))
+            };
+            if first + nr > self.model.len() {
+                break;
+            }
             let (what, result) = if kind < 25 {
                 let bytes = &mut buffer.bytes()[..nr as usize * SECTOR];
                 let read = disk.read_exact_at(bytes, first * SECTOR as u64);
@@ -261,7 +272,7 @@ impl Load<'_> {
 }
 
 /// `load [--seed S] [--seconds N] [--stop FILE] [--jobs J] [--discard] [--tolerate] [--from FILE]
-/// [--save FILE] [--written] DEV`
+/// [--save FILE] [--written] [--apart BYTES] DEV`
 pub fn load(mut words: Words) -> Outcome {
     let seed = words.number("--seed", 1)?;
     let seconds = words.number("--seconds", 10)?;
@@ -270,6 +281,7 @@ pub fn load(mut words: Words) -> Outcome {
     let (discards, tolerates) = (words.flag("--discard"), words.flag("--tolerate"));
     let (from, save) = (words.text("--from")?, words.text("--save")?);
     let only_written = words.flag("--written");
+    let apart = words.number("--apart", 0)? / SECTOR as u64;
     let [path] = words.operands()?;
     let mut disk = open(&path, false)?;
     let sectors = sectors_of(&mut disk)?;
@@ -288,6 +300,7 @@ pub fn load(mut words: Words) -> Outcome {
         failed: &failed,
         stop: &stop,
         jobs,
+        apart,
         discards,
         tolerates,
     };
