@@ -23,14 +23,18 @@ full() {
     dd if=/dev/zero of="$SCRATCH/filler" bs=4k status=none 2>/dev/null || true
 }
 
+# How often it was said.
 said_full() { test_log | grep -c 'no space for the image' || true; }
 
+says_more_than() { (($(said_full) > $1)); }
+
+# try one|chain: fills the file system, and leaves writes that wait, ${writers[@]}.
 try() {
-    local writers=() i before
+    local i at before
     note "$*"
     rm -f "$SCRATCH"/*
+    writers=()
     if [[ $1 == chain ]]; then
-        mkdir -p "$SCRATCH-1"
         ploopctl create -s 32M -b 64K "$TEST_DIR/base.img" >/dev/null
         device=$(attach "$TEST_DIR/base.img")
         dd if=/dev/urandom of="$device" bs=1M count=32 oflag=direct conv=notrunc,fsync status=none
@@ -50,7 +54,7 @@ try() {
         (for ((at = 16 + i * 60; at < 16 + i * 60 + 48; at += 16)); do direct $at 16 || exit 1; done) &
         writers+=($!)
     done
-    retry 20 eval '(($(said_full) > before))' || die 'nothing says that there is no space'
+    retry 20 says_more_than "$before" || die 'nothing says that there is no space'
     sleep 1
     for i in "${writers[@]}"; do waits "$i" || die 'a write did not wait'; done
     timeout 10 cmp -n 1048576 "$device" "$TEST_DIR/data" || die 'reads are wrong while the host is full'

@@ -27,17 +27,22 @@ below() {
 
 heal() { below "0 $sectors linear $disk 0"; }
 
-# bad reads|writes FILE BYTE [SECTORS]: I/O of that kind fails there.
-bad() {
-    local at nr=${4:-8} kind="error"
+# place FILE BYTE: the sector of the disk below where that is; nothing in a hole.
+place() {
     sync -f "$SCRATCH"
-    at=$(filefrag -e -b512 "$2" | sed -n 's/^ *[0-9]*: *\([0-9]*\)\.\. *\([0-9]*\): *\([0-9]*\)\.\..*/\1 \2 \3/p' |
-        awk -v want=$(($3 >> 9)) '$1 <= want && want <= $2 { print $3 + want - $1 }')
+    filefrag -e -b512 "$1" | sed -n 's/^ *[0-9]*: *\([0-9]*\)\.\. *\([0-9]*\): *\([0-9]*\)\.\..*/\1 \2 \3/p' |
+        awk -v want=$(($2 >> 9)) '$1 <= want && want <= $2 { print $3 + want - $1 }'
+}
+
+# bad reads|writes FILE BYTE: I/O of that kind fails there.
+bad() {
+    local at kind="error"
+    at=$(place "$2" "$3")
     [[ $at =~ ^[0-9]+$ ]] || die "byte $3 of $2 has no place on the disk"
     [[ $1 == reads ]] || kind="flakey $disk $at 0 3600 1 error_writes"
     below "0 $at linear $disk 0
-$at $nr $kind
-$((at + nr)) $((sectors - at - nr)) linear $disk $((at + nr))"
+$at 8 $kind
+$((at + 8)) $((sectors - at - 8)) linear $disk $((at + 8))"
 }
 
 # build LEVELS SIZE(M) [OPTIONS]: a chain with data in each.
@@ -58,9 +63,13 @@ build() {
     plooptest sync "$device"
 }
 
+# What the disk is compared with: the model of the load, or a copy of so many bytes.
+judge=model copied=0
+
 # load SECONDS
 load() {
     local from=()
+    [[ $judge == model ]] || return 0
     [[ ! -e $TEST_DIR/model ]] || from=(--from "$TEST_DIR/model")
     seed=$((seed + 1))
     rm -f "$TEST_DIR/stop"
@@ -70,7 +79,22 @@ load() {
     wait $! || die 'the load found something wrong'
 }
 
-same() { plooptest load-verify "$device" "$TEST_DIR/model" || die "$1: the disk is wrong"; }
+# copy BYTES: the disk as it is now is what it must be.
+copy() {
+    judge=copy copied=$1
+    cp --sparse=always "$device" "$TEST_DIR/disk"
+    plooptest sync "$device"
+}
+
+# same WHAT: also the bad spots are read, if only writes fail.
+same() {
+    if [[ $judge == model ]]; then
+        timeout 60 plooptest load-verify "$device" "$TEST_DIR/model" || die "$1: the disk is wrong"
+    else
+        drop_caches
+        timeout 60 cmp -n "$copied" "$device" "$TEST_DIR/disk" >&2 || die "$1: the disk is wrong"
+    fi
+}
 
 # fails CMD...: with an error that is told, and in time.
 fails() {
@@ -79,12 +103,12 @@ fails() {
     note "$(<"$TEST_DIR/why"), aborted: $(cat "/sys/block/${device##*/}/pstate/aborted")"
 }
 
-# The device still reads, also the bad spots if only writes fail.
-reads() { timeout 60 plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk reads wrong after the error'; }
-
-# again IMAGES... -- CMD: after the spot has healed and the device was attached anew.
+# again "LEFT..." CMD: after the spot has healed and the device was attached anew CMD
+# succeeds and leaves these images.
 again() {
-    local image
+    local image left=()
+    for image in $1; do left+=("$SCRATCH/$image"); done
+    shift
     heal
     same healed
     timeout 60 ploopctl detach "$device" || note "detach says $?"
@@ -95,123 +119,106 @@ again() {
     same 'done at last'
     load 0.5
     detach "$device"
-    for image in $left; do ploopctl check "$SCRATCH/$image" >&2 || die "$image is damaged"; done
-    device=$(attach $(for image in $left; do echo "$SCRATCH/$image"; done))
+    for image in "${left[@]}"; do ploopctl check "$image" >&2 || die "$image is damaged"; done
+    device=$(attach "${left[@]}")
     same 'at the end'
     detach "$device"
 }
 
 op() { timeout 60 plooptest op "$device" "$@"; }
 
-# slot FILE N: byte offset of the Nth cluster in use (any will do).
 note 'merge of the top: its data cannot be read'
 build 2 24
 bad reads "$SCRATCH/1.img" $((20 * c + 8192))
 fails plooptest op "$device" merge top
-left=0.img again op merge top
+again 0.img op merge top
 
 note 'merge of the top: the destination takes no data'
 build 2 24
 bad writes "$SCRATCH/0.img" $((20 * c + 8192))
 fails plooptest op "$device" merge top
-reads
-left=0.img again op merge top
+same 'with the bad spot'
+again 0.img op merge top
 
 note 'merge of the top: nor an index'
 build 2 24
 bad writes "$SCRATCH/0.img" 0
 fails plooptest op "$device" merge top
-reads
-left=0.img again op merge top
+same 'with the bad spot'
+again 0.img op merge top
 
 note 'merge of the top: no entry of the source can be dropped'
 build 2 24
 bad writes "$SCRATCH/1.img" 0
 fails plooptest op "$device" merge top
-reads
-left=0.img again op merge top
+same 'with the bad spot'
+again 0.img op merge top
 
 note 'merge in the middle: the source cannot be read'
 build 3 24
 bad reads "$SCRATCH/1.img" $((20 * c + 8192))
 fails plooptest op "$device" merge 1
-left='0.img 2.img' again op merge 1
+again '0.img 2.img' op merge 1
 
 note 'merge in the middle: the destination takes no data, then no index'
 build 3 24
 bad writes "$SCRATCH/0.img" $((20 * c + 8192))
 fails plooptest op "$device" merge 1
-reads
+same 'with the bad spot'
 bad writes "$SCRATCH/0.img" 0
 fails plooptest op "$device" merge 1
-reads
+same 'with the bad spot'
 heal
 load 0.4
-left='0.img 2.img' again op merge 1
+again '0.img 2.img' op merge 1
 
 note 'snapshot: the mark of the new top'
 build 1 24
 ploopctl create -s 24M -b 64K "$SCRATCH/new.img" >/dev/null
 bad writes "$SCRATCH/new.img" 0
 fails plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/new.img"
-reads
+same 'with the bad spot'
 expect_same "$(cat "/sys/block/${device##*/}/pstate/aborted")" 0 aborted
 load 0.4
 heal
 # As good as new.
-left='0.img new.img' again plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/new.img"
+again '0.img new.img' plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/new.img"
 
 note 'snapshot: the index of the old top'
 build 1 24
 ploopctl create -s 24M -b 64K "$SCRATCH/new.img" >/dev/null
 bad writes "$SCRATCH/0.img" 0
 fails plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/new.img"
-reads
+same 'with the bad spot'
 if [[ $(find "/sys/block/${device##*/}/pdelta" -mindepth 1 -maxdepth 1 | wc -l) == 2 ]]; then
-    images+=("$SCRATCH/new.img") left='0.img new.img' again true
+    images+=("$SCRATCH/new.img")
+    again '0.img new.img' true
 else
-    left='0.img new.img' again plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/new.img"
+    again '0.img new.img' plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/new.img"
 fi
 
-# compactable: half of the clusters free.
-compactable() {
-    local i
-    build 1 24
-    for ((i = 0; i < 24; i++)); do
-        blkdiscard -z -o $((i * 16 * c)) -l $((8 * c)) "$device"
-    done 2>/dev/null
-    blkdiscard -z -o 0 -l $((8 << 20)) "$device"
-    blkdiscard -o 0 -l $((8 << 20)) "$device"
-    rm "$TEST_DIR/model"
-    blkdiscard -o 0 -l $((24 << 20)) "$device"
-    load 1
-    blkdiscard -o 0 -l $((8 << 20)) "$device"
-    cp "$device" "$TEST_DIR/disk"
-    plooptest sync "$device"
-}
-
 note 'compaction: data at the end cannot be read, then the index not be written'
-compactable
-reads() { timeout 60 cmp "$device" "$TEST_DIR/disk" >&2 || die 'the disk reads wrong after the error'; }
-same() { cmp "$device" "$TEST_DIR/disk" >&2 || die "$1: the disk is wrong"; }
-last=$(($(stat -c %s "$SCRATCH/0.img") / c - 1))
-for ((at = last; at > 4; at--)); do
-    if bad reads "$SCRATCH/0.img" $((at * c)) 2>/dev/null; then break; fi
-done
+build 1 24
+dd if=/dev/urandom of="$device" bs=1M count=24 oflag=direct conv=notrunc status=none
+# Every other MiB goes; the last slot stays, whichever cluster has it.
+for ((mib = 0; mib < 24; mib += 2)); do blkdiscard -o $((mib << 20)) -l $((1 << 20)) "$device"; done
+copy $((24 << 20))
+at=$(($(stat -c %s "$SCRATCH/0.img") / c - 1))
+# What was punched, or never used, has no place on the disk or is not read.
+while [[ -z $(place "$SCRATCH/0.img" $((at * c))) ]]; do at=$((at - 1)); done
+bad reads "$SCRATCH/0.img" $((at * c))
 fails plooptest op "$device" compact
 heal
 same 'compaction over a bad spot'
 bad writes "$SCRATCH/0.img" 0
 fails plooptest op "$device" compact
-reads
-load() { :; }
-left=0.img again op compact
+same 'with the bad spot'
+again 0.img op compact
 
 note 'growth: what is to be moved cannot be read, then the header not be written'
 build 1 200 6
-unset -f load
 dd if=/dev/urandom of="$device" bs=1M count=8 oflag=direct conv=notrunc,fsync status=none
-cp --sparse=always "$device" "$TEST_DIR/disk"
+copy $((200 << 20))
 bad reads "$SCRATCH/0.img" $((32768 + 4096))
 fails plooptest op "$device" grow $((300 << 11))
 heal
@@ -219,11 +226,9 @@ same 'growth over a bad spot'
 expect_same "$(blockdev --getsz "$device")" $((200 << 11)) size
 bad writes "$SCRATCH/0.img" 0
 fails plooptest op "$device" grow $((300 << 11))
-reads
+same 'with the bad spot'
 expect_same "$(blockdev --getsz "$device")" $((200 << 11)) size
-same() { cmp -n $((200 << 20)) "$device" "$TEST_DIR/disk" >&2 || die "$1: the disk is wrong"; }
-load() { :; }
-left=0.img again op grow $((300 << 11))
+again 0.img op grow $((300 << 11))
 
 umount "$SCRATCH"
 dmsetup remove --retry below

@@ -40,7 +40,7 @@ fn word(sector: u64, version: u32, i: usize) -> u64 {
         0 => MAGIC,
         1 => sector,
         2 => u64::from(version),
-        i => (sector ^ u64::from(version) << 40)
+        i => (sector ^ (u64::from(version) << 40))
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
             .wrapping_add(i as u64),
     }
@@ -73,7 +73,8 @@ impl Model {
         let mut bytes = Vec::new();
         File::open(path)?.read_to_end(&mut bytes)?;
         let words = bytes.chunks_exact(4);
-        let versions = words.map(|w| AtomicU32::new(u32::from_le_bytes(std::array::from_fn(|i| w[i]))));
+        let versions =
+            words.map(|w| AtomicU32::new(u32::from_le_bytes(std::array::from_fn(|i| w[i]))));
         Ok(Self {
             versions: versions.collect(),
         })
@@ -188,7 +189,11 @@ impl Load<'_> {
             if size == SMALL && (is_large(start) || is_large(end - 1)) {
                 continue;
             }
-            let owner = if size == LARGE { large / 4 } else { start / SMALL };
+            let owner = if size == LARGE {
+                large / 4
+            } else {
+                start / SMALL
+            };
             if owner % self.jobs != job {
                 continue;
             }
@@ -197,7 +202,11 @@ impl Load<'_> {
                 // Whole clusters of any size below a MiB, often.
                 let unit = 64 << rng.below(6);
                 first = start + rng.below(size) / unit * unit;
-                nr = if rng.chance(70) { unit } else { 1 + rng.below(unit) };
+                nr = if rng.chance(70) {
+                    unit
+                } else {
+                    1 + rng.below(unit)
+                };
             } else if rng.chance(60) {
                 first &= !7;
                 nr = nr.next_multiple_of(8);
@@ -211,7 +220,7 @@ impl Load<'_> {
     fn run(&self, job: u64, seed: u64) -> Outcome {
         let disk = open(self.path, true)?;
         let mut memory = Guarded::new()?;
-        let mut rng = Rng::new(seed ^ (job + 1) << 32);
+        let mut rng = Rng::new(seed ^ ((job + 1) << 32));
         let mut buffer = Buffer::new(256);
         let mut nr_done = 0;
         while !self.stop.load(Relaxed) {
@@ -242,9 +251,14 @@ impl Load<'_> {
                 }
                 nr = end - first;
                 let range = [first * SECTOR as u64, nr * SECTOR as u64];
-                let request = if rng.chance(50) { BLKDISCARD } else { BLKZEROOUT };
+                let request = if rng.chance(50) {
+                    BLKDISCARD
+                } else {
+                    BLKZEROOUT
+                };
                 let done = memory.ioctl(&disk, request, Arg::Bytes(range.as_bytes()));
-                self.model.set(first, nr, if done.is_ok() { 0 } else { ANY });
+                self.model
+                    .set(first, nr, if done.is_ok() { 0 } else { ANY });
                 ("discard", done.map(drop))
             } else {
                 let version = self.next.fetch_add(1, Relaxed);
@@ -253,7 +267,8 @@ impl Load<'_> {
                     fill(sector, version, bytes);
                 }
                 let done = disk.write_all_at(bytes, first * SECTOR as u64);
-                self.model.set(first, nr, if done.is_ok() { version } else { ANY });
+                self.model
+                    .set(first, nr, if done.is_ok() { version } else { ANY });
                 ("write", done)
             };
             match result {
@@ -263,7 +278,9 @@ impl Load<'_> {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(e) => {
-                    return Err(Failure::Broken(format!("{what} of {nr} sectors at {first}: {e}")))
+                    return Err(Failure::Broken(format!(
+                        "{what} of {nr} sectors at {first}: {e}"
+                    )))
                 }
             }
         }
@@ -318,9 +335,8 @@ pub fn load(mut words: Words) -> Outcome {
                 })
             })
             .collect();
-        let is_over = || {
-            Instant::now() >= end || stop_file.as_ref().is_some_and(|f| Path::new(f).exists())
-        };
+        let is_over =
+            || Instant::now() >= end || stop_file.as_ref().is_some_and(|f| Path::new(f).exists());
         while !stop.load(Relaxed) && !is_over() {
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -338,7 +354,11 @@ pub fn load(mut words: Words) -> Outcome {
     if let Some(save) = save {
         model.save(&save)?;
     }
-    println!("seed {seed}: {} done, {} failed", done.load(Relaxed), failed.load(Relaxed));
+    println!(
+        "seed {seed}: {} done, {} failed",
+        done.load(Relaxed),
+        failed.load(Relaxed)
+    );
     Ok(())
 }
 
