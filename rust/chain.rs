@@ -13,8 +13,8 @@ use crate::{
     format::Format,
     sys::{prelude::*, sparse::SparseWords},
 };
-use delta::Delta;
 use core::{cmp::Ordering, ops::Range};
+use delta::Delta;
 use ploop_pure::{
     map::{Place, Word},
     slots::SlotSet,
@@ -167,6 +167,9 @@ impl Chain {
 
     /// The same deltas with `new`, which holds no cluster, as the top of them.
     pub(crate) fn with_top(&self, new: Arc<Delta>, device: u32) -> Result<Self> {
+        if self.merge.is_some() {
+            return Err(EBUSY);
+        }
         let map = match &self.map {
             Some(map) => map.clone(),
             None => {
@@ -231,11 +234,7 @@ impl Chain {
 
     /// A chain of its own for a merge of two lower deltas, which no request uses: `source`, which
     /// is not written, is to go into `dest`. What `dest` uses is returned too.
-    pub(crate) fn pair(
-        dest: Arc<Delta>,
-        source: Arc<Delta>,
-        device: u32,
-    ) -> Result<(Self, Used)> {
+    pub(crate) fn pair(dest: Arc<Delta>, source: Arc<Delta>, device: u32) -> Result<(Self, Used)> {
         let nr = |d: &Delta| u32::try_from(d.format().nr_clusters_of_disk()).map_err(|_| EFBIG);
         let map = Self::new_map(nr(&dest)?.max(nr(&source)?), device)?;
         let (hidden, used) = Self::hidden_by(&dest, device)?;
@@ -331,6 +330,70 @@ impl Chain {
             map,
             ..*self
         })
+    }
+
+    /// The same disk with other deltas below the top, read anew. Without the words of the top: see
+    /// [`Self::take_top_words`].
+    pub(crate) fn relinked(&self, deltas: KVec<Arc<Delta>>, device: u32) -> Result<Self> {
+        let nr = deltas.len().checked_sub(1).ok_or(ENOENT)?;
+        let top = Level(u8::try_from(nr).map_err(|_| EINVAL)?);
+        let map = match &self.map {
+            Some(map) => {
+                let nr = u32::try_from(map.len()).map_err(|_| EFBIG)?;
+                let map = Self::new_map(nr, device)?;
+                for (delta, level) in deltas.iter().zip(0u8..top.0) {
+                    Self::read_index(&map, delta, Level(level), false, device)?;
+                }
+                Some(Arc::new(map, GFP_KERNEL)?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            deltas,
+            top,
+            merge: None,
+            map,
+            ..*self
+        })
+    }
+
+    /// Takes over what the top of `old` holds, which is the same delta. With the queue frozen.
+    pub(crate) fn take_top_words(&self, old: &Self) -> Result {
+        let (Some(map), Some(from)) = (&self.map, &old.map) else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        from.for_each(|cluster, bits| {
+            let word = Word::from_bits(bits.load(Relaxed));
+            let Place::Slot { level, at } = word.place() else {
+                return;
+            };
+            if level != old.top {
+                return;
+            }
+            let level = self.top;
+            match map.get_or_alloc(cluster) {
+                Ok(to) => to.store(word.with_place(Place::Slot { level, at }).bits(), Relaxed),
+                Err(e) => result = Err(e),
+            }
+        });
+        result
+    }
+
+    /// A cluster that is in the delta of `level` is in another slot of it now. With the queue
+    /// frozen.
+    pub(crate) fn repoint(&self, level: Level, cluster: Cluster, to: ImageCluster) {
+        let Some(bits) = self.map.as_ref().and_then(|map| map.get(cluster.0)) else {
+            return;
+        };
+        let word = Word::from_bits(bits.load(Relaxed));
+        match word.place() {
+            Place::Slot { level: l, .. } if l == level => {
+                let place = Place::Slot { level, at: to };
+                bits.store(word.with_place(place).bits(), Release);
+            }
+            Place::Slot { .. } | Place::Hole => {}
+        }
     }
 
     /// The first cluster from `from` on whose slot in the top is in `slots`.
@@ -481,12 +544,6 @@ impl Chain {
             Place::Slot { level: l, at } if l == level => Some(at),
             Place::Slot { .. } | Place::Hole => None,
         }
-    }
-
-    /// Clusters that the map has words for.
-    pub(crate) fn nr_clusters(&self) -> u32 {
-        let nr = self.map.as_ref().map_or(0, |map| map.len());
-        u32::try_from(nr).unwrap_or(u32::MAX)
     }
 }
 

@@ -217,7 +217,7 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
             let freeze_fs = ctl.flags & abi::FLAG_FS_SYNC != 0;
             Device::snapshot(disk, &file, args, freeze_fs)?;
         }
-        abi::DEL_DELTA => device.del_delta(decode::level(call.arg)?)?,
+        abi::DEL_DELTA => Device::del_delta(disk, decode::level(call.arg)?)?,
         abi::START => Device::start(disk)?,
         abi::STOP if call.on_partition => return Err(ENODEV),
         abi::STOP => Device::stop(disk)?,
@@ -232,6 +232,62 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
             };
             run_op(device, disk, wanted)?;
         }
+        abi::GROW => {
+            let sectors = match device.ops().running() {
+                // The same call waits for the one that runs.
+                Some(Op::Grow) => 0,
+                _ => decode::grow(call.arg, device.cluster_sectors()?)?,
+            };
+            let wanted = Wanted {
+                op: Op::Grow,
+                level: 0,
+                sectors,
+                rate: 0,
+            };
+            run_op(device, disk, wanted)?;
+        }
+        abi::REPLACE_DELTA => {
+            let ctl = decode::ctl(call.arg)?;
+            let flags = abi::FLAG_RDONLY | abi::FLAG_ACCEPT_INUSE;
+            let (file, args, _) = decode::add_delta(call.arg, ctl, flags)?;
+            Device::replace_delta(disk, ctl.level, &file, args)?;
+        }
+        abi::TRUNCATE => {
+            let (level, file, clusters) = decode::truncate(call.arg)?;
+            device.truncate(level, &file, clusters)?;
+        }
+        abi::UPDATE_INDEX => {
+            let (level, maps) = decode::update_index(call.arg)?;
+            Device::update_index(disk, level, &maps)?;
+        }
+        abi::MAX_DELTA_SIZE => device.set_max_delta_size(decode::number(call.arg)?)?,
+        abi::DUMP_CACHED_BAT => {
+            let (args, mut to) = decode::dump_bat(call.arg)?;
+            device.dump_index(args, |entry| {
+                decode::put(to, &entry)?;
+                to = to.checked_add(size_of::<u32>()).ok_or(EFAULT)?;
+                Ok(())
+            })?;
+        }
+        abi::FREEZE => Device::set_frozen(disk, true)?,
+        abi::THAW => Device::set_frozen(disk, false)?,
+        abi::BALLOON => {
+            let mut balloon = decode::balloon(call.arg)?;
+            if balloon.inflate != 0 {
+                // Discards give space back without it.
+                return Err(Errno::OpNotSupp.error());
+            }
+            (balloon.mntn_type, balloon.level) = device.maintenance()?;
+            balloon.alloc_head = 0;
+            decode::put(call.arg, &balloon)?;
+        }
+        // There is no balloon state to do them in.
+        abi::FREEBLKS | abi::FBGET | abi::FBFILTER | abi::FBDROP | abi::RELOCBLKS => {
+            return Err(EINVAL)
+        }
+        // Discards are handled at once: there is no mode to enter, leave or wait in.
+        abi::DISCARD_INIT => return Err(Errno::OpNotSupp.error()),
+        abi::DISCARD_FINI | abi::DISCARD_WAIT => {}
         abi::OP_START => {
             let (mut start, wanted) = decode::op_start(call.arg)?;
             // Now rather than when it runs already.

@@ -7,6 +7,7 @@
 
 mod compact;
 mod grow;
+mod levels;
 mod limits;
 mod merge;
 pub(crate) mod ops;
@@ -18,13 +19,14 @@ use crate::{
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
-    engine::{Closed, Engine, Parts, Shared},
+    engine::{events::Events, Closed, Engine, Parts, Shared},
     error::{refusal, Shown},
     io::{lock::Images, Io},
     sys::{
         epoch::Epoch,
         file::File,
         frozen::{FrozenCell, Handler},
+        fs_freeze::FrozenFs,
         gen_disk::{DiskRef, Limits},
         misc::ModulePin,
         mq::TagSet,
@@ -45,6 +47,10 @@ struct Control {
     engine: Option<Arc<Engine<Device>>>,
     /// Held while there are deltas.
     pin: Option<ModulePin>,
+    /// MAX_DELTA_SIZE of the top.
+    max_delta_sectors: Option<u64>,
+    /// FREEZE.
+    frozen_fs: Option<FrozenFs>,
     /// The disk is going away.
     is_removed: bool,
 }
@@ -55,6 +61,8 @@ pub(crate) struct View {
     engine: Option<Arc<Engine<Device>>>,
     version: u32,
     cluster_sectors: u32,
+    is_frozen: bool,
+    takes_discards: bool,
     cookie: abi::Cookie,
 }
 
@@ -63,6 +71,8 @@ impl View {
         engine: None,
         version: 0,
         cluster_sectors: 0,
+        is_frozen: false,
+        takes_discards: false,
         cookie: [0; 64],
     };
 }
@@ -98,6 +108,8 @@ impl Device {
             folders: show::Folders::new(),
             engine: None,
             pin: None,
+            max_delta_sectors: None,
+            frozen_fs: None,
             is_removed: false,
         };
         let workers = Arc::new(Workqueue::new(c"ploop")?, GFP_KERNEL)?;
@@ -224,6 +236,7 @@ impl Device {
         control.folders.truncate(keep);
         control.deltas.truncate(keep);
         if keep == 0 {
+            control.max_delta_sectors = None;
             *self.view.lock() = View::EMPTY;
             control.pin = None;
         }
@@ -241,10 +254,12 @@ impl Device {
         }
         let (chain, used) = Chain::load(deltas, this.index)?;
         let parts = Parts::of_top(&chain, &used, this.index)?;
-        let shared = Arc::new(Shared::new(this.epoch.clone()), GFP_KERNEL)?;
+        let events = Events::new(this.index, disk.notifier())?;
+        let shared = Arc::new(Shared::new(this.epoch.clone(), events), GFP_KERNEL)?;
         let engine = Engine::new(this.index, chain, parts, this.workers.clone(), shared)?;
         let chain = &engine.chain;
-        disk.set_limits(limits::limits(&engine))?;
+        let limits = limits::limits(&engine);
+        disk.set_limits(limits)?;
         disk.set_read_only(!chain.top().is_some_and(|top| top.is_writable()));
         let swapped = disk.frozen(
             || false,
@@ -253,8 +268,15 @@ impl Device {
         if !matches!(swapped, Some(Ok(_))) {
             return Err(EINVAL);
         }
+        if let Some(sectors) = control.max_delta_sectors {
+            engine.limit_top(sectors);
+        }
         engine.begin();
-        this.view.lock().engine = Some(engine.clone());
+        {
+            let mut view = this.view.lock();
+            view.engine = Some(engine.clone());
+            view.takes_discards = limits.discard_granularity != 0;
+        }
         disk.set_capacity(limits::capacity(&engine, this.index));
         control.engine = Some(engine);
         // A disk without a partition table, or with a bad one, is as good as any.
@@ -272,11 +294,10 @@ impl Device {
         let call = |openers| Call::Stop { openers };
         admit(control.state(), call(disk.openers())).map_err(refusal)?;
         this.admit_change()?;
-        if let Some(engine) = &control.engine {
-            // Nothing that waits may be in the way of stopping.
-            engine.shared().set_fails_when_full(true);
-            engine.retry_parked();
+        if control.frozen_fs.is_some() {
+            return Err(EBUSY);
         }
+        let stopping = Stopping::begin(control.engine.clone());
         // What was written through the page cache of the disk. A failure has been reported to who
         // wrote it, or will show as a poisoned image; it must not keep the device from stopping.
         let _ = disk.sync_and_invalidate();
@@ -293,6 +314,8 @@ impl Device {
         let Some(Ok(Some(engine))) = swapped else {
             return Err(EINVAL);
         };
+        engine.shared().events.stopped();
+        drop(stopping);
         engine.quiet();
         let closed = engine
             .close()
@@ -304,9 +327,8 @@ impl Device {
         let _ = disk.set_limits(Limits::NONE);
         disk.notify_change();
         closed.inspect_err(|e| {
-            if let Some(top) = engine.chain.top() {
-                top.spoil();
-            }
+            // Below the top, that of a snapshot or merge that failed.
+            engine.chain.deltas().for_each(Delta::spoil_marked);
             pr_err!(
                 "ploop{}: image could not be closed cleanly (errno {}): it stays marked in use\n",
                 this.index,
@@ -323,19 +345,6 @@ impl Device {
         control.deltas.iter().for_each(|delta| close_unused(delta));
         self.forget(&mut control, 0);
         Ok(())
-    }
-
-    /// DEL_DELTA of a stopped device: the levels above move down by one.
-    pub(crate) fn del_delta(&self, level: u32) -> Result {
-        let mut control = self.control.lock();
-        admit(control.state(), Call::DelDelta(level)).map_err(refusal)?;
-        let level = usize::try_from(level).map_err(|_| ENOENT)?;
-        close_unused(control.deltas.get(level).ok_or(ENOENT)?);
-        if control.deltas.len() == 1 {
-            self.forget(&mut control, 0);
-            return Ok(());
-        }
-        self.drop_level(&mut control, level)
     }
 
     /// Takes the delta of a level, not the only one, out of the table.
@@ -390,15 +399,48 @@ impl Device {
         );
         let retired = switched.unwrap_or(Err(ENOSPC))?;
         self.view.lock().engine = Some(new.clone());
-        // Those of the block layer may stay larger than needed; they never get smaller.
-        if let Err(e) = disk.set_limits(limits::limits(new)) {
-            pr_warn!(
-                "ploop{}: limits of the disk could not be changed (errno {})\n",
-                self.index,
-                e.to_errno()
-            );
-        }
         Ok(retired)
+    }
+
+    /// FREEZE and THAW: freezes the file systems on the disk, or thaws them; nothing if they are.
+    pub(crate) fn set_frozen(disk: DiskRef<'_, Self>, frozen: bool) -> Result {
+        let this = disk.driver();
+        let mut control = this.control.lock();
+        admit(control.state(), Call::Freeze).map_err(refusal)?;
+        if frozen && control.frozen_fs.is_none() {
+            if control.engine.as_ref().is_some_and(|e| e.has_parked()) {
+                // They would be waited for without end.
+                return Err(ENOSPC);
+            }
+            control.frozen_fs = Some(FrozenFs::freeze(disk)?);
+            if let Some(engine) = &control.engine {
+                let is_written = engine.chain.top().is_some_and(|t| t.is_writable());
+                if is_written && !engine.is_poisoned() {
+                    engine.commit()?;
+                }
+            }
+        } else if !frozen {
+            control.frozen_fs = None;
+        }
+        this.view.lock().is_frozen = control.frozen_fs.is_some();
+        Ok(())
+    }
+
+    /// The maintenance that is going on, and the level of the top, as BALLOON tells them. ENOENT
+    /// without deltas.
+    pub(crate) fn maintenance(&self) -> Result<(u32, u8)> {
+        let control = self.control.lock();
+        let top = control.deltas.len().checked_sub(1).ok_or(ENOENT)?;
+        let op = self.ops.running().map_or(abi::OP_NONE, Op::number);
+        Ok((op, u8::try_from(top).unwrap_or(u8::MAX)))
+    }
+
+    /// Sectors of a cluster; ENOENT without deltas.
+    pub(crate) fn cluster_sectors(&self) -> Result<u32> {
+        match self.view.lock().cluster_sectors {
+            0 => Err(ENOENT),
+            sectors => Ok(sectors),
+        }
     }
 
     /// OP_START: begins a long operation; returns its number.
@@ -444,6 +486,27 @@ impl Device {
         admit(control.state(), Call::Remove { openers }).map_err(refusal)?;
         control.is_removed = true;
         Ok(())
+    }
+}
+
+/// While this exists, nothing waits for space: it would be in the way of stopping.
+struct Stopping(Option<Arc<Engine<Device>>>);
+
+impl Stopping {
+    fn begin(engine: Option<Arc<Engine<Device>>>) -> Self {
+        if let Some(engine) = &engine {
+            engine.shared().set_stopping(true);
+            engine.retry_parked();
+        }
+        Self(engine)
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        if let Some(engine) = &self.0 {
+            engine.shared().set_stopping(false);
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod cow;
 mod discard;
+pub(crate) mod events;
 pub(crate) mod index_wb;
 mod lockout;
 pub(crate) mod merge;
@@ -460,7 +461,8 @@ impl<D: Disk> Engine<D> {
             (slow.alloc.head(), slow.alloc.cut())
         };
         self.check_length(head)?;
-        top.io().cut(self.chain.cluster().offset(ImageCluster(end)))?;
+        top.io()
+            .cut(self.chain.cluster().offset(ImageCluster(end)))?;
         top.io().sync()?;
         let first = format.header().first_data;
         Ok(Closed::Clean {

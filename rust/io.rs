@@ -76,6 +76,11 @@ impl Io {
         self.file().as_file().write_pages(pos, buf, pages)
     }
 
+    /// Bytes that can still be written to the file system, as far as it tells.
+    pub(crate) fn space_left(&self) -> u64 {
+        self.file().as_file().space_left()
+    }
+
     /// Makes all data written and the file's length durable.
     pub(crate) fn sync(&self) -> Result {
         self.file().as_file().sync()

@@ -111,6 +111,18 @@ impl Delta {
         Ok(delta)
     }
 
+    /// Opens the image of this delta, which is only read, anew: somebody has written it.
+    pub(crate) fn reopen(&self, device: u32) -> Result<Self> {
+        let io = Io::open(self.io.as_file(), Access::Read)?;
+        // Its own open file has the same locks; both only read.
+        self.lock.reclaim(io.as_file());
+        let args = OpenArgs {
+            access: Access::Read,
+            ..self.args
+        };
+        Self::judge(io, args, self.lock.clone(), device)
+    }
+
     /// Opens the image of this delta, which is only read, for writing too. EBUSY if somebody else
     /// has it. Until [`Self::writer_closed`] this delta's reads go on.
     pub(crate) fn open_writer(&self, device: u32) -> Result<Self> {
@@ -178,9 +190,11 @@ impl Delta {
         Info::new(&self.io, &self.format, Access::Read).and_then(|i| Ok(Arc::new(i, GFP_KERNEL)?))
     }
 
-    /// The delta could not be closed cleanly.
-    pub(crate) fn spoil(&self) {
-        self.is_spoiled.store(true, Relaxed);
+    /// The delta, if it is marked, could not be closed cleanly.
+    pub(crate) fn spoil_marked(&self) {
+        if self.is_marked.load(Relaxed) {
+            self.is_spoiled.store(true, Relaxed);
+        }
     }
 
     /// Whether the delta could not be closed cleanly.
@@ -337,7 +351,7 @@ impl Delta {
     pub(crate) fn resized(&self, size_sectors: u64) -> Result<Self> {
         let format = match &self.format {
             Format::Ploop1(format) => {
-                let header = format.header().resized(size_sectors);
+                let header = format.header().grown(size_sectors);
                 Format::Ploop1(format.with_header(header.map_err(|_| EFBIG)?))
             }
             Format::Raw(raw) => {

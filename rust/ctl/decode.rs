@@ -75,6 +75,62 @@ pub(super) fn op_status(arg: usize) -> Result {
     }
 }
 
+/// Argument of TRUNCATE: the level, its image, and how many clusters to keep.
+pub(super) fn truncate(arg: usize) -> Result<(u8, File, u32)> {
+    let ctl: abi::Truncate = get(arg)?;
+    let file = File::from_fd(ctl.fd)?;
+    Ok((ctl.level, file, ctl.alloc_head))
+}
+
+/// Most clusters of one UPDATE_INDEX.
+const MAPS_MAX: u32 = 1 << 16;
+
+/// Argument of UPDATE_INDEX.
+pub(super) fn update_index(arg: usize) -> Result<(u8, KVVec<abi::ReverseMap>)> {
+    let head: abi::IndexUpdate = get(arg)?;
+    if head.n_maps > MAPS_MAX {
+        return Err(ENOMEM);
+    }
+    let mut maps = KVVec::with_capacity(head.n_maps as usize, GFP_KERNEL)?;
+    let mut at = arg
+        .checked_add(size_of::<abi::IndexUpdate>())
+        .ok_or(EFAULT)?;
+    for _ in 0..head.n_maps {
+        maps.push(get(at)?, GFP_KERNEL)?;
+        at = at.checked_add(size_of::<abi::ReverseMap>()).ok_or(EFAULT)?;
+    }
+    Ok((head.level, maps))
+}
+
+/// Argument of GROW for a device with clusters of this size: the new size in sectors.
+pub(super) fn grow(arg: usize, cluster_sectors: u32) -> Result<u64> {
+    let ctl: abi::Ctl = get(arg)?;
+    let cluster = ClusterSize::from_log(ctl.cluster_log).ok_or(EINVAL)?;
+    if cluster.sectors() != cluster_sectors || ctl.flags & !abi::FLAG_CLUBLKS != 0 {
+        return Err(EINVAL);
+    }
+    let size = u64::from(ctl.size);
+    match ctl.flags & abi::FLAG_CLUBLKS != 0 {
+        true => Ok(size << ctl.cluster_log),
+        false => Ok(size),
+    }
+}
+
+/// Argument of BALLOON.
+pub(super) fn balloon(arg: usize) -> Result<abi::Balloon> {
+    let balloon: abi::Balloon = get(arg)?;
+    if balloon.inflate != 0 && balloon.keep_intact != 0 {
+        return Err(EINVAL);
+    }
+    Ok(balloon)
+}
+
+/// Head of DUMP_CACHED_BAT's argument, and where the entries go.
+pub(super) fn dump_bat(arg: usize) -> Result<(abi::DumpBat, usize)> {
+    let to = arg.checked_add(size_of::<abi::DumpBat>()).ok_or(EFAULT)?;
+    Ok((get(arg)?, to))
+}
+
 /// A u64 argument.
 pub(super) fn number(arg: usize) -> Result<u64> {
     get(arg)

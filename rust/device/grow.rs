@@ -46,6 +46,8 @@ impl Device {
         };
         Self::admit_grow(&engine, sectors)?;
         if sectors == engine.chain.size_sectors() {
+            // Perhaps one before this could not show it.
+            self.show_size(disk, &engine);
             return Ok(());
         }
         let top = engine.chain.top().ok_or(ENOENT)?;
@@ -56,7 +58,8 @@ impl Device {
                 self.vacate(ops, &engine, from..to)?;
                 let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
                 let end = engine.chain.cluster().offset(to);
-                // Entries that commits write meanwhile are not behind the last one.
+                // What an old tool left behind the last entry would become entries.
+                engine.touch_page(old.header().nr_pages() - 1);
                 engine.commit()?;
                 top.zero_range(start..end)?;
                 top.io().sync()?;
@@ -140,10 +143,17 @@ impl Device {
         drop(gate);
         new.begin();
         written?;
-        disk.set_capacity(limits::capacity(&new, self.index));
-        // Who has partitions open keeps those that there are.
-        let _ = disk.open_lock().rescan_partitions(false);
-        disk.notify_change();
+        self.show_size(disk, &new);
         Ok(())
+    }
+
+    fn show_size(&self, disk: DiskRef<'_, Self>, engine: &Engine<Self>) {
+        disk.set_capacity(limits::capacity(engine, self.index));
+        // Who has partitions open keeps those that there are. What the disk's page cache holds is
+        // written first, which must not wait for space.
+        if !engine.has_parked() {
+            let _ = disk.open_lock().rescan_partitions(false);
+        }
+        disk.notify_change();
     }
 }

@@ -20,6 +20,8 @@ use ploop_pure::{abi, rate::Pace, units::Level};
 
 /// Pages of the buffer that clusters are copied through.
 const BUF_PAGES: usize = 64;
+/// Milliseconds until the deltas are tried to be put in order again while writes wait for space.
+const PARKED_MS: u64 = 100;
 /// Milliseconds until a cluster that was locked is tried again.
 const BUSY_MS: u64 = 2;
 
@@ -57,25 +59,33 @@ impl Device {
         };
         let dest = Arc::new(lower.open_writer(self.index)?, GFP_KERNEL)?;
         let is_top = source.0 == engine.chain.top_level();
-        let prepared = dest
-            .mark(self.index)
-            .and_then(|()| dest.fit(source.1.format().size_sectors(), self.index));
-        let result = prepared.and_then(|dest_now| {
-            let dest = match dest_now {
-                Some(fit) => Arc::new(fit, GFP_KERNEL)?,
-                None => dest.clone(),
-            };
+        let result = self.fit(&dest, &source.1).and_then(|dest| {
             if is_top {
-                if !source.1.is_writable() {
-                    return Err(EROFS);
-                }
                 self.merge_top(disk, ops, &engine, dest)
             } else {
                 self.merge_lower(disk, ops, &engine, source, dest)
             }
         });
-        lower.writer_closed();
+        // Where it still is what is read, it is so alone again.
+        let deltas = &self.control.lock().deltas;
+        if deltas.iter().any(|d| Arc::ptr_eq(d, &lower)) {
+            lower.writer_closed();
+        }
         result
+    }
+
+    /// Marks the destination and makes it as large as the source.
+    fn fit(&self, dest: &Arc<Delta>, source: &Delta) -> Result<Arc<Delta>> {
+        dest.mark(self.index)?;
+        match dest.fit(source.format().size_sectors(), self.index) {
+            Ok(Some(larger)) => Ok(Arc::new(larger, GFP_KERNEL)?),
+            Ok(None) => Ok(dest.clone()),
+            Err(e) => {
+                // Its header is what it was, or good for a larger disk with the same entries.
+                let _ = dest.unmark_unused();
+                Err(e)
+            }
+        }
     }
 
     /// Moves all clusters of the source of `engine`'s merge, and makes that durable.
@@ -122,46 +132,83 @@ impl Device {
         old: &Arc<Engine<Self>>,
         dest: Arc<Delta>,
     ) -> Result {
-        let (hidden, used) = Chain::hidden_by(&dest, self.index)?;
+        let new = match self.make_top(disk, old, &dest) {
+            Ok(new) => new,
+            Err(e) => {
+                // Nothing was written to it; a mark that cannot be cleared is mended at attach.
+                let _ = dest.unmark_unused();
+                return Err(e);
+            }
+        };
+        if new.is_poisoned() {
+            return Err(EIO);
+        }
+        new.begin();
+        match self.move_all(ops, &new) {
+            Ok(()) => self.patiently(&new, || self.end_merge(disk, &new)),
+            // What is in which delta is not known any more.
+            Err(e) if new.is_poisoned() => Err(e),
+            Err(e) => {
+                self.patiently(&new, || self.undo_merge(disk, &new))?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Calls `f` again while it answers ENOSPC because writes wait for space: the deltas have to be
+    /// put in order, and those writes end when there is space or they are made to fail.
+    fn patiently(&self, engine: &Engine<Self>, f: impl Fn() -> Result) -> Result {
+        loop {
+            match f() {
+                Err(e) if e == ENOSPC && engine.has_parked() && !engine.is_poisoned() => {
+                    sys::sleep_ms(PARKED_MS);
+                }
+                result => {
+                    return result.inspect_err(|e| {
+                        pr_err!(
+                            "ploop{}: the deltas of a merge could not be put in order (errno {})\n",
+                            self.index,
+                            e.to_errno()
+                        );
+                    });
+                }
+            }
+        }
+    }
+
+    /// Makes `dest`, the delta below the top, the top, and the old top the source of a merge. The
+    /// engine is poisoned if the old one could not be brought up to date after that.
+    fn make_top(
+        &self,
+        disk: DiskRef<'_, Self>,
+        old: &Arc<Engine<Self>>,
+        dest: &Arc<Delta>,
+    ) -> Result<Arc<Engine<Self>>> {
+        if !old.chain.top().is_some_and(|top| top.is_writable()) {
+            return Err(EROFS);
+        }
+        let (hidden, used) = Chain::hidden_by(dest, self.index)?;
         let chain = old.chain.merging(dest.clone(), hidden)?;
         let parts = Parts::of_top(&chain, &used, self.index)?;
         let shared = old.shared().clone();
         let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
         self.admit_limits(old, &new)?;
         old.commit()?;
-        {
-            let mut control = self.control.lock();
-            let gate = new.gate.lock();
-            let unfinished = self.replace_engine(disk, old, &new, || old.retire())?;
-            control.engine = Some(new.clone());
-            let level = usize::from(new.chain.top_level().0);
-            if let Some(place) = control.deltas.get_mut(level) {
-                *place = dest.clone();
-            }
-            self.update_info(level, dest.info().clone());
-            // The source's pages that were copied before the switch come before those after it.
-            if let Err(e) = old.commit_retired(unfinished) {
-                new.poison_for(e);
-                return Err(e);
-            }
-            drop(gate);
+        let mut control = self.control.lock();
+        let gate = new.gate.lock();
+        let unfinished = self.replace_engine(disk, old, &new, || old.retire())?;
+        control.engine = Some(new.clone());
+        let level = usize::from(new.chain.top_level().0);
+        if let Some(place) = control.deltas.get_mut(level) {
+            *place = dest.clone();
         }
-        new.begin();
-        match self.move_all(ops, &new) {
-            Ok(()) => self.end_merge(disk, &new),
-            Err(e) => {
-                if !new.is_poisoned() {
-                    self.undo_merge(disk, &new).inspect_err(|e| {
-                        pr_err!(
-                            "ploop{}: a merge that ended early could not be undone (errno {})\n",
-                            self.index,
-                            e.to_errno()
-                        );
-                    })?;
-                }
-                Err(e)
-            }
+        self.update_info(level, dest.info().clone());
+        // The source's pages that were copied before the switch come before those after it.
+        if let Err(e) = old.commit_retired(unfinished) {
+            new.poison_for(e);
         }
+        drop(gate);
+        Ok(new)
     }
 
     /// Takes the source, which is empty, out of the chain.
@@ -226,10 +273,15 @@ impl Device {
         (level, source): (Level, Arc<Delta>),
         dest: Arc<Delta>,
     ) -> Result {
-        let (chain, used) = Chain::pair(dest.clone(), source, self.index)?;
-        let parts = Parts::of_top(&chain, &used, self.index)?;
-        let shared = engine.shared().clone();
-        let pair = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let made = Chain::pair(dest.clone(), source, self.index).and_then(|(chain, used)| {
+            let parts = Parts::of_top(&chain, &used, self.index)?;
+            let shared = engine.shared().clone();
+            Engine::new(self.index, chain, parts, self.workers.clone(), shared)
+        });
+        let pair = made.inspect_err(|_| {
+            // No entry was written; a mark that cannot be cleared is mended at attach.
+            let _ = dest.unmark_unused();
+        })?;
         let moved = self.move_all(ops, &pair);
         pair.quiet();
         let closed = pair.close().and_then(|closed| match closed {

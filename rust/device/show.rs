@@ -3,7 +3,10 @@
 
 use super::Device;
 use crate::{
-    engine::Stats,
+    engine::{
+        events::{Event, Space},
+        Stats,
+    },
     sys::{
         gen_disk::DiskRef,
         prelude::*,
@@ -12,24 +15,29 @@ use crate::{
 };
 use core::fmt::Write;
 
-static STATE_FILES: Files<Device, 1, 14> = Files::new([
+static STATE_FILES: Files<Device, 1, 18> = Files::new([
     c"aborted",
     c"allocated_clusters",
     c"block_size",
     c"commits",
     c"cookie",
     c"discard_mode",
+    c"discarded_clusters",
+    c"event",
     c"fmt_version",
     c"freeze_state",
     c"index_pages",
     c"locked",
+    c"maintenance",
     c"map_pages",
     c"open_count",
     c"running",
+    c"space",
     c"total_bios",
 ]);
 static TOP_FILES: Files<Device, 1, 1> = Files::new([c"top"]);
 static TUNE_FILES: Files<Device, 1, 1> = Files::new([c"discard_granularity"]);
+static KNOB_FILES: Files<Device, 1, 2> = Files::writable([c"low_water", c"on_full"]);
 static DELTA_FILES: Files<Device, 2, 7> = Files::new([
     c"format",
     c"image",
@@ -66,6 +74,7 @@ impl Folders {
         state.add(&TOP_FILES)?;
         let tune = Dir::of_disk(disk, c"ptune")?;
         tune.add(&TUNE_FILES)?;
+        tune.add(&KNOB_FILES)?;
         self._state = Some(state);
         self._tune = Some(tune);
         self.delta = Some(Dir::of_disk(disk, c"pdelta")?);
@@ -91,17 +100,50 @@ impl ShowFiles for Device {
     fn show(disk: DiskRef<'_, Self>, dir: &CStr, file: &CStr, out: &mut Output<'_>) -> Result {
         match dir.to_bytes() {
             b"pstate" => show_state(disk, file, out),
-            b"ptune" => Ok(writeln!(
-                out,
-                "{}",
-                disk.driver().view.lock().cluster_bytes()
-            )?),
+            b"ptune" => show_knob(disk.driver(), file, out),
             level => {
                 let level = core::str::from_utf8(level).map_err(|_| EINVAL)?;
                 show_delta(disk.driver(), level.parse().map_err(|_| EINVAL)?, file, out)
             }
         }
     }
+
+    /// Settings are of a running device, until it stops. EINVAL for a stopped one.
+    fn store(disk: DiskRef<'_, Self>, _dir: &CStr, file: &CStr, text: &[u8]) -> Result {
+        let engine = disk.driver().view.lock().engine.clone().ok_or(EINVAL)?;
+        match (file.to_bytes(), text) {
+            (b"on_full", b"wait") => engine.shared().set_fails_when_full(false),
+            (b"on_full", b"fail") => {
+                engine.shared().set_fails_when_full(true);
+                engine.retry_parked();
+            }
+            (b"low_water", text) => {
+                let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
+                let bytes = text.parse().map_err(|_| EINVAL)?;
+                engine.shared().events.set_low_water(bytes);
+            }
+            _ => return Err(EINVAL),
+        }
+        Ok(())
+    }
+}
+
+fn show_knob(this: &Device, file: &CStr, out: &mut Output<'_>) -> Result {
+    let view = this.view.lock().clone();
+    let engine = view.engine.as_deref();
+    match file.to_bytes() {
+        b"discard_granularity" => writeln!(out, "{}", view.cluster_bytes())?,
+        b"low_water" => {
+            let mark = engine.map_or(0, |e| e.shared().events.low_water());
+            writeln!(out, "{mark}")?;
+        }
+        b"on_full" => {
+            let fails = engine.is_some_and(|e| e.shared().fails_when_full());
+            writeln!(out, "{}", if fails { "fail" } else { "wait" })?;
+        }
+        _ => return Err(EINVAL),
+    }
+    Ok(())
 }
 
 impl super::View {
@@ -114,9 +156,8 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
     let this = disk.driver();
     let view = this.view.lock().clone();
     let engine = view.engine.as_deref();
-    let count = |f: fn(&Stats) -> &Atomic<u64>| {
-        engine.map_or(0, |e| f(&e.shared().stats).load(Relaxed))
-    };
+    let count =
+        |f: fn(&Stats) -> &Atomic<u64>| engine.map_or(0, |e| f(&e.shared().stats).load(Relaxed));
     let number = match file.to_bytes() {
         b"aborted" => engine.is_some_and(|e| e.is_poisoned()).into(),
         b"allocated_clusters" => count(|s| &s.allocated),
@@ -139,8 +180,25 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
         },
         b"total_bios" => count(|s| &s.requests),
         b"locked" => this.is_reserved().into(),
-        // Always off: no discard mode, no frozen file systems.
-        b"discard_mode" | b"freeze_state" => 0,
+        b"discarded_clusters" => count(|s| &s.discarded),
+        b"event" => match engine {
+            Some(e) => e.shared().events.wait()?.map_or(0, |event| event as u64),
+            None => Event::Stopped as u64,
+        },
+        b"freeze_state" => view.is_frozen.into(),
+        b"maintenance" => {
+            let name = this.ops().running().map_or("off", |op| op.name());
+            return Ok(writeln!(out, "{name}")?);
+        }
+        b"space" => {
+            let space = engine.map_or(Space::Enough, |e| e.shared().events.space());
+            return Ok(writeln!(out, "{}", space.name())?);
+        }
+        // OpenVZ's "hole" mode: discards are handled at once.
+        b"discard_mode" => match view.takes_discards {
+            true => 2,
+            false => 0,
+        },
         _ => return Err(EINVAL),
     };
     Ok(writeln!(out, "{number}")?)
@@ -161,8 +219,12 @@ fn show_delta(this: &Device, level: usize, file: &CStr, out: &mut Output<'_>) ->
         b"io" => writeln!(out, "{}", info.io)?,
         b"level" => writeln!(out, "{level}")?,
         b"ro" => writeln!(out, "{}", u8::from(info.read_only))?,
-        // The source of a running merge; none runs.
-        b"transparent" => writeln!(out, "0")?,
+        b"transparent" => {
+            let engine = this.view.lock().engine.clone();
+            let source = engine.as_ref().and_then(|e| Some(e.chain.source()?.0));
+            let is_source = source.is_some_and(|s| usize::from(s.0) == level);
+            writeln!(out, "{}", u8::from(is_source))?;
+        }
         _ => return Err(EINVAL),
     }
     Ok(())

@@ -70,15 +70,17 @@ impl Device {
         control.deltas.reserve(1, GFP_KERNEL)?;
         this.infos.lock().reserve(1, GFP_KERNEL)?;
         control.folders.add_delta(level)?;
-        let frozen_fs = match freeze_fs {
-            true => FrozenFs::freeze(disk).map(Some),
-            false => Ok(None),
-        };
         let steps = Steps {
             disk,
             delta,
             old,
             new,
+        };
+        let frozen_fs = match freeze_fs {
+            // They would be waited for without end.
+            true if steps.old.has_parked() => Err(ENOSPC),
+            true => FrozenFs::freeze(disk).map(Some),
+            false => Ok(None),
         };
         let result = frozen_fs.and_then(|fs| steps.run(&mut control, fs));
         if !control
@@ -94,12 +96,14 @@ impl Device {
     /// Whether the disk's limits suit another engine: its block size cannot change now.
     pub(super) fn admit_limits(&self, old: &Engine<Self>, new: &Engine<Self>) -> Result {
         let (old, new) = (super::limits::limits(old), super::limits::limits(new));
-        if new.logical_block > old.logical_block {
+        if new.logical_block > old.logical_block || new.memory_align > old.memory_align {
             pr_err!(
-                "ploop{}: image refused: its file needs I/O in blocks of {} bytes, the disk has {}\n",
+                "ploop{}: image refused: its file needs I/O in blocks of {} bytes at multiples of {} in memory, the disk has {} and {}\n",
                 self.index,
                 new.logical_block,
-                old.logical_block
+                new.memory_align,
+                old.logical_block,
+                old.memory_align
             );
             return Err(EINVAL);
         }
@@ -169,8 +173,11 @@ impl Steps<'_> {
     /// Makes the new engine the one that requests use.
     fn switch(&self, control: &mut Control) -> Result<Unfinished> {
         let this = self.disk.driver();
-        let unfinished = this.replace_engine(self.disk, &self.old, &self.new, || self.old.retire())?;
+        let unfinished =
+            this.replace_engine(self.disk, &self.old, &self.new, || self.old.retire())?;
         control.engine = Some(self.new.clone());
+        // That of the old top.
+        control.max_delta_sectors = None;
         // There is room for both.
         let _ = control.deltas.push_within_capacity(self.delta.clone());
         let _ = this

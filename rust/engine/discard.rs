@@ -121,17 +121,17 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Makes the extent of `rq`, from byte `pos` of the top's image on, read as zeros.
-    pub(super) fn zero_data(
-        &self,
-        mut rq: Request<D>,
-        pos: u64,
-    ) -> Option<(Request<D>, Event)> {
+    pub(super) fn zero_data(&self, mut rq: Request<D>, pos: u64) -> Option<(Request<D>, Event)> {
         let range = pos..pos.saturating_add(u64::from(rq.pdu().extent.len));
         let keeps_space = rq.keeps_space() && rq.op() == Op::WriteZeroes;
-        let zeroed = self.chain.top().ok_or(EIO).and_then(|top| match keeps_space {
-            true => top.io().zero(range),
-            false => top.io().punch(range),
-        });
+        let zeroed = self
+            .chain
+            .top()
+            .ok_or(EIO)
+            .and_then(|top| match keeps_space {
+                true => top.io().zero(range),
+                false => top.io().punch(range),
+            });
         let event = match zeroed {
             Ok(()) => Event::Ok,
             Err(e) => {

@@ -55,6 +55,8 @@ impl<D: Disk> Engine<D> {
     /// next commit.
     pub(super) fn join_commit(self: &Arc<Self>, mut rq: Request<D>) {
         rq.pdu().phase = Phase::Done;
+        // Its data is written: it does not use the place any more.
+        rq.leave();
         self.slow.lock().commit_waiters.push_back(rq);
         Work::queue(self.clone(), |e| &e.commit_now, &self.workers, 0);
     }
@@ -263,6 +265,7 @@ impl<D: Disk> Engine<D> {
                 self.device,
                 error.to_errno()
             );
+            self.shared.events.poisoned();
         }
     }
 }

@@ -106,7 +106,7 @@ impl<D: Disk> Engine<D> {
         if self.shared.fails_when_full() {
             return Some(rq);
         }
-        self.shared.set_full(true, self.device);
+        self.shared.events.set_full(true);
         self.slow.lock().space_waiters.push_back(rq);
         self.make_space_later();
         None
@@ -132,14 +132,14 @@ impl<D: Disk> Engine<D> {
             Ok(()) => {
                 let waiters = self.slow.lock().space_waiters.take();
                 if !waiters.is_empty() {
-                    self.shared.set_full(false, self.device);
+                    self.shared.events.set_full(false);
                 }
                 wake(waiters);
             }
             Err(e) if is_no_space(e) && !self.shared.fails_when_full() => {
                 let has_parked = self.has_parked();
                 if has_parked {
-                    self.shared.set_full(true, self.device);
+                    self.shared.events.set_full(true);
                     self.make_space_later();
                 }
             }
@@ -256,6 +256,8 @@ impl<D: Disk> Engine<D> {
         let mut slow = self.slow.lock();
         slow.alloc.expand(&mut room);
         slow.alloc.grown(target);
+        drop(slow);
+        self.shared.events.space_left(top.io().space_left());
         Ok(())
     }
 }

@@ -2,8 +2,11 @@
 //! What one engine hands to the next. An engine's chain never changes; when the deltas of a running
 //! device do, a new engine takes its place while the queue is frozen.
 
-use super::{Closed, Disk, Engine, Parts};
-use crate::sys::{epoch::Epoch, prelude::*};
+use super::{events::Events, Closed, Disk, Engine, Parts};
+use crate::{
+    format::Format,
+    sys::{epoch::Epoch, prelude::*},
+};
 use ploop_pure::units::ImageCluster;
 
 /// Counters of a running device.
@@ -27,13 +30,14 @@ pub(crate) struct Shared {
     pub(super) epoch: Arc<Epoch>,
     /// Writes that find no space fail instead of waiting.
     fails_when_full: Atomic<bool>,
-    /// Some write waits for space, or did when it was tried last.
-    is_full: Atomic<bool>,
+    /// They do for the moment: the device is to stop.
+    is_stopping: Atomic<bool>,
+    pub(crate) events: Arc<Events>,
 }
 
 impl Shared {
     /// For a disk that requests enter `epoch` of.
-    pub(crate) fn new(epoch: Arc<Epoch>) -> Self {
+    pub(crate) fn new(epoch: Arc<Epoch>, events: Arc<Events>) -> Self {
         Self {
             stats: Stats {
                 requests: Atomic::new(0),
@@ -44,35 +48,24 @@ impl Shared {
             },
             epoch,
             fails_when_full: Atomic::new(false),
-            is_full: Atomic::new(false),
+            is_stopping: Atomic::new(false),
+            events,
         }
     }
 
     /// Whether writes that find no space fail instead of waiting.
     pub(crate) fn fails_when_full(&self) -> bool {
-        self.fails_when_full.load(Relaxed)
+        self.fails_when_full.load(Relaxed) || self.is_stopping.load(Relaxed)
+    }
+
+    /// The device is to stop, or is not any more.
+    pub(crate) fn set_stopping(&self, stops: bool) {
+        self.is_stopping.store(stops, Relaxed);
     }
 
     /// Sets that; [`Engine::retry_parked`] ends those who wait already.
     pub(crate) fn set_fails_when_full(&self, fails: bool) {
         self.fails_when_full.store(fails, Relaxed);
-    }
-
-    /// Whether writes wait for space.
-    pub(crate) fn is_full(&self) -> bool {
-        self.is_full.load(Relaxed)
-    }
-
-    /// Notes, and says once, that writes wait for space or do not any more.
-    pub(super) fn set_full(&self, is_full: bool, device: u32) {
-        if self.is_full.xchg(is_full, Full) == is_full {
-            return;
-        }
-        if is_full {
-            pr_warn!("ploop{device}: no space for the image: writes that need some wait for it\n");
-        } else {
-            pr_notice!("ploop{device}: there is space for the image again\n");
-        }
     }
 }
 
@@ -159,6 +152,11 @@ impl<D: Disk> Engine<D> {
         Err(EAGAIN)
     }
 
+    /// Lets the next commit write an index page.
+    pub(crate) fn touch_page(&self, page: u32) {
+        self.slow.lock().dirty.mark(page);
+    }
+
     /// Makes the header of the chain's top, which has changed, durable, with the index.
     pub(crate) fn commit_header(&self) -> Result {
         self.slow.lock().dirty.mark(0);
@@ -180,6 +178,23 @@ impl<D: Disk> Engine<D> {
         top.io().cut(after)?;
         self.begin();
         Ok((before, after))
+    }
+
+    /// The image that took no more writes has been replaced.
+    pub(crate) fn mended(&self) {
+        self.shared.events.mended();
+    }
+
+    /// Lets the top's file have no more than `sectors`, but what it has.
+    pub(crate) fn limit_top(&self, sectors: u64) {
+        let chain = &self.chain;
+        let Some(Format::Ploop1(format)) = chain.top().map(|top| top.format()) else {
+            return;
+        };
+        let clusters = sectors >> chain.cluster().log_sectors();
+        let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
+        let max = clusters.min(format.header().slots_max());
+        self.slow.lock().alloc.set_max(max);
     }
 
     /// One past the slot up to which the top's file would reach if all that it holds were at its

@@ -74,3 +74,9 @@ impl FileIo {
         }
     }
 }
+
+impl Drop for FileIo {
+    fn drop(&mut self) {
+        super::lock::release(&self.file);
+    }
+}

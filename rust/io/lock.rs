@@ -203,6 +203,13 @@ impl Drop for ImageLock {
     }
 }
 
+/// Ends all locks of an open file now: its last reference may go later, on another thread.
+pub(super) fn release(file: &File) {
+    for byte in SHOWN_TO_WRITE {
+        file.unlock_byte(byte);
+    }
+}
+
 /// Takes QEMU's locks: first shows what we do, then looks whether anybody does what that excludes.
 /// Two at once may both be refused; never are both let in.
 fn lock_against_others(file: &File, access: Access, device: u32) -> Result {

@@ -26,6 +26,33 @@ pub(super) fn segment_done(iter: &mut bindings::bvec_iter) -> &mut u32 {
 pub(super) type Show =
     unsafe extern "C" fn(*mut bindings::kobject, *mut bindings::kobj_attribute, *mut u8) -> isize;
 
+/// What sysfs calls when a file is written.
+pub(super) type Store = unsafe extern "C" fn(
+    *mut bindings::kobject,
+    *mut bindings::kobj_attribute,
+    *const u8,
+    usize,
+) -> isize;
+
+/// A file of a folder in sysfs that can be written.
+pub(super) const fn attribute_rw(
+    name: &'static CStr,
+    show: Show,
+    store: Store,
+) -> bindings::kobj_attribute {
+    let mut attr = attribute(name, show);
+    attr.attr.mode = 0o644;
+    #[cfg(kernel_ge_7_3)]
+    {
+        attr.__bindgen_anon_2.store = Some(store);
+    }
+    #[cfg(not(kernel_ge_7_3))]
+    {
+        attr.store = Some(store);
+    }
+    attr
+}
+
 /// A read-only file of a folder in sysfs.
 pub(super) const fn attribute(name: &'static CStr, show: Show) -> bindings::kobj_attribute {
     let mut attr: bindings::kobj_attribute = pin_init::zeroed();

@@ -169,6 +169,12 @@ impl File {
         u64::try_from(len).map_err(|_| Error::from_errno(i32::try_from(len).unwrap_or(0)))
     }
 
+    /// Bytes that can still be written to the file system, as far as it tells.
+    pub(crate) fn space_left(&self) -> u64 {
+        // SAFETY: A live file by the invariant.
+        unsafe { bindings::ploop_file_space(self.raw.as_ptr()) }
+    }
+
     /// Length in bytes as the VFS knows it: cheap, and right unless another machine changed it.
     pub(crate) fn len_cached(&self) -> u64 {
         // SAFETY: A live file by the invariant.

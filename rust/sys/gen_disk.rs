@@ -36,7 +36,7 @@ pub(crate) trait BlockDevice: Driver {
 }
 
 /// The limits that depend on the image.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Smallest unit of I/O in bytes, 512 or 4096.
     pub(crate) logical_block: u32,
@@ -301,6 +301,14 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
         Some(r)
     }
 
+    /// What tells userspace of events of the disk.
+    pub(crate) fn notifier(self) -> Notifier {
+        // SAFETY: A live disk.
+        unsafe { bindings::ploop_get_disk(self.0.as_ptr()) };
+        // INVARIANT: The reference is ours.
+        Notifier(self.0)
+    }
+
     /// A reference that keeps the disk's memory and its driver, though not the disk from being
     /// removed.
     pub(crate) fn hold(self) -> HeldDisk<D> {
@@ -308,6 +316,35 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
         unsafe { bindings::ploop_get_disk(self.0.as_ptr()) };
         // INVARIANT: The reference is ours.
         HeldDisk(self.0, PhantomData)
+    }
+}
+
+/// A reference to a disk that only knows to tell userspace of events.
+///
+/// # Invariants
+///
+/// The pointer is a disk that was added; we own a reference to it.
+pub(crate) struct Notifier(NonNull<bindings::gendisk>);
+
+// SAFETY: The C functions used are thread-safe.
+unsafe impl Send for Notifier {}
+// SAFETY: As above.
+unsafe impl Sync for Notifier {}
+
+impl Notifier {
+    /// Sends a change event with `variable`, as NAME=VALUE. May sleep.
+    pub(crate) fn event(&self, variable: &CStr) {
+        // SAFETY: A live disk by the invariant; the string is only read.
+        unsafe {
+            bindings::ploop_disk_event(self.0.as_ptr(), variable.as_char_ptr().cast_mut());
+        }
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        // SAFETY: Our reference by the invariant.
+        unsafe { bindings::ploop_put_disk(self.0.as_ptr()) };
     }
 }
 

@@ -13,13 +13,14 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/srcu.h>
+#include <linux/statfs.h>
 #include "helpers.h"
 
 static bool large_disk_support = true;
 module_param(large_disk_support, bool, 0444);
 MODULE_PARM_DESC(large_disk_support, "Marker for libploop: ploop1 version 2 images are known");
 
-static bool native_discard_support;
+static bool native_discard_support = true;
 module_param(native_discard_support, bool, 0444);
 MODULE_PARM_DESC(native_discard_support, "Marker for libploop: discard is handled by the driver");
 
@@ -374,6 +375,23 @@ void ploop_fs_thaw(struct ploop_frozen_fs *fs)
 		bdev_thaw(file_bdev(file));
 		fput(file);
 	}
+}
+
+/* Bytes that an unprivileged user may still write to the file system. */
+u64 ploop_file_space(struct file *file)
+{
+	struct kstatfs st;
+
+	if (vfs_statfs(&file->f_path, &st))
+		return U64_MAX;
+	return (u64)st.f_bavail * st.f_bsize;
+}
+
+void ploop_disk_event(struct gendisk *disk, char *env)
+{
+	char *envp[] = { env, NULL };
+
+	kobject_uevent_env(&disk_to_dev(disk)->kobj, KOBJ_CHANGE, envp);
 }
 
 void ploop_get_disk(struct gendisk *disk)

@@ -250,9 +250,7 @@ impl<D: Driver> Request<D> {
     pub(crate) fn submit(self, file: &File, pos: u64, skip: usize, sync: Sync) {
         let dir = match self.op() {
             Op::Write => bindings::ITER_SOURCE,
-            Op::Read | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Other => {
-                bindings::ITER_DEST
-            }
+            Op::Read | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Other => bindings::ITER_DEST,
         };
         let iocb = match file.kiocb(pos) {
             Ok(iocb) => iocb,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Folders of read-only files below a disk's folder in sysfs.
+//! Folders of files below a disk's folder in sysfs.
 
 use super::{
     bindings, compat,
@@ -17,6 +17,8 @@ pub(crate) trait ShowFiles: BlockDevice {
     /// Writes what `file` of the folder named `dir` shows. Must not wait for anybody who removes
     /// a folder.
     fn show(disk: DiskRef<'_, Self>, dir: &CStr, file: &CStr, out: &mut Output<'_>) -> Result;
+    /// Takes what was written to `file` of the folder named `dir`. The same holds.
+    fn store(disk: DiskRef<'_, Self>, dir: &CStr, file: &CStr, text: &[u8]) -> Result;
 }
 
 /// Where a file's content goes.
@@ -43,6 +45,17 @@ impl<D: ShowFiles, const DEPTH: usize, const N: usize> Files<D, DEPTH, N> {
         let mut i = 0;
         while i < N {
             files[i] = compat::attribute(names[i], show::<D, DEPTH>);
+            i += 1;
+        }
+        Self(Table(files), PhantomData)
+    }
+
+    /// Files of these names that root can write.
+    pub(crate) const fn writable(names: [&'static CStr; N]) -> Self {
+        let mut files: [bindings::kobj_attribute; N] = [const { pin_init::zeroed() }; N];
+        let mut i = 0;
+        while i < N {
+            files[i] = compat::attribute_rw(names[i], show::<D, DEPTH>, store::<D, DEPTH>);
             i += 1;
         }
         Self(Table(files), PhantomData)
@@ -107,6 +120,50 @@ impl<D, const DEPTH: usize> Drop for Dir<D, DEPTH> {
     }
 }
 
+/// The disk `DEPTH` levels above a folder.
+///
+/// # Safety
+///
+/// `kobj` is the folder of a `Dir` that is `DEPTH` levels below the folder of a disk of `D`, a file
+/// of which is being read or written for `'a`.
+unsafe fn disk_of<'a, D: ShowFiles, const DEPTH: usize>(
+    kobj: *mut bindings::kobject,
+) -> DiskRef<'a, D> {
+    let mut top = kobj;
+    for _ in 0..DEPTH {
+        // SAFETY: A folder that is being read has its parents.
+        top = unsafe { (*top).parent };
+    }
+    // SAFETY: By the contract that is a disk's folder; folders go before their disk does.
+    unsafe { DiskRef::<D>::from_kobj(top) }
+}
+
+/// # Safety
+///
+/// Called by sysfs for a file of a `Dir` that is `DEPTH` levels below the folder of a disk of `D`,
+/// with `len` bytes that were written.
+unsafe extern "C" fn store<D: ShowFiles, const DEPTH: usize>(
+    kobj: *mut bindings::kobject,
+    attr: *mut bindings::kobj_attribute,
+    buf: *const u8,
+    len: usize,
+) -> isize {
+    // SAFETY: By the contract.
+    let disk = unsafe { disk_of::<D, DEPTH>(kobj) };
+    // SAFETY: Both are set for as long as the file exists; sysfs gives `len` bytes.
+    let (dir, file, text) = unsafe {
+        (
+            CStr::from_char_ptr((*kobj).name),
+            CStr::from_char_ptr((*attr).attr.name),
+            core::slice::from_raw_parts(buf, len),
+        )
+    };
+    match D::store(disk, dir, file, text.trim_ascii()) {
+        Ok(()) => len as isize,
+        Err(e) => e.to_errno() as isize,
+    }
+}
+
 /// # Safety
 ///
 /// Called by sysfs for a file of a `Dir` that is `DEPTH` levels below the folder of a disk of `D`.
@@ -115,13 +172,8 @@ unsafe extern "C" fn show<D: ShowFiles, const DEPTH: usize>(
     attr: *mut bindings::kobj_attribute,
     buf: *mut u8,
 ) -> isize {
-    let mut top = kobj;
-    for _ in 0..DEPTH {
-        // SAFETY: A folder that is being read has its parents.
-        top = unsafe { (*top).parent };
-    }
-    // SAFETY: By the contract that is a disk's folder; folders go before their disk does.
-    let disk = unsafe { DiskRef::<D>::from_kobj(top) };
+    // SAFETY: By the contract.
+    let disk = unsafe { disk_of::<D, DEPTH>(kobj) };
     // SAFETY: Both are set for as long as the file exists.
     let (dir, file) = unsafe {
         (

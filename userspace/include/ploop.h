@@ -80,6 +80,46 @@ struct ploop_device_arg {
 	__u32 reserved[5];	/* 0 */
 };
 
+/* Argument of TRUNCATE. */
+struct ploop_truncate_ctl {
+	__s32 fd;		/* the same image, open for writing */
+	__u32 alloc_head;	/* clusters to keep */
+	__u8 level;
+	__u8 mbz[7];
+};
+
+/* Head of UPDATE_INDEX's argument. */
+struct ploop_index_update_ctl {
+	__u32 n_maps;		/* how many struct reverse_map follow */
+	__u8 level;
+	__u8 mbz[3];
+};
+
+struct reverse_map {
+	__u32 cluster;		/* guest cluster */
+	__u32 slot;		/* its image cluster now */
+};
+
+/* Argument of BALLOON. */
+struct ploop_balloon_ctl {
+	__u32 mntn_type;	/* out: what runs, PLOOP_OP_* */
+	__u32 alloc_head;	/* out: 0 */
+	__u8 level;		/* out: of the top */
+	__u8 inflate;
+	__u8 keep_intact;
+	__u8 mbz[5];
+};
+
+/* Head of DUMP_CACHED_BAT's argument; __u32 entries follow. */
+struct ploop_dump_bat_ctl {
+	__u32 level;
+	__u32 start_cluster;
+	__u32 nr_clusters;
+};
+
+/* An entry that a higher level hides. */
+#define PLOOP_ENTRY_UNKNOWN	0xFFFFFFFFU
+
 /* What a long operation is. */
 #define PLOOP_OP_NONE		0
 #define PLOOP_OP_MERGE		257

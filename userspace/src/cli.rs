@@ -2,11 +2,12 @@
 //! The command line and its help, nothing else.
 
 use crate::error::Code;
+use crate::offline::Format;
 use crate::size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Makes, attaches, checks and repairs ploop images.
+/// Makes, attaches, checks, repairs and changes ploop images.
 ///
 /// An image file holds the contents of a disk. Attached, it is the block device /dev/ploopN,
 /// which can be partitioned, formatted and mounted. Images of format ploop1 are thin: they grow
@@ -42,6 +43,10 @@ Examples:
   ploopctl check disk.img                look for damage; changes nothing
   ploopctl check --repair disk.img       and mend it
   ploopctl map --json disk.img           where each part of the disk is in the image
+  ploopctl merge base.img top.img        put all that top.img has into base.img
+  ploopctl resize -s 20G disk.img        give it a larger disk
+  ploopctl compact disk.img              cut what the file does not use
+  ploopctl convert -f raw disk.img d.raw make a raw image of it
 
 Exit codes:
    0  success
@@ -71,6 +76,14 @@ pub enum Command {
     Check(CheckArgs),
     /// Show where each part of the disk is in the image file
     Map(TargetArgs),
+    /// Merge an image into the one below it
+    Merge(MergeArgs),
+    /// Give an image a larger disk
+    Resize(ResizeArgs),
+    /// Make an image file smaller by what it does not use
+    Compact(CompactArgs),
+    /// Make an image of another format
+    Convert(ConvertArgs),
 }
 
 /// Format of a new image.
@@ -245,6 +258,139 @@ pub struct CheckArgs {
     /// Path of an image, or a device (/dev/ploopN or ploopN)
     #[arg(value_name = "IMAGE|DEVICE")]
     pub target: PathBuf,
+}
+
+/// Format of an image that may be raw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GivenFormat {
+    /// Thin image with a table of clusters
+    Ploop1,
+    /// The disk byte for byte; never guessed
+    Raw,
+}
+
+impl From<GivenFormat> for Format {
+    fn from(format: GivenFormat) -> Self {
+        match format {
+            GivenFormat::Ploop1 => Self::Ploop1,
+            GivenFormat::Raw => Self::Raw,
+        }
+    }
+}
+
+/// Merge an image into the one below it.
+///
+/// LOWER gets all that UPPER has; together they read as before, and then LOWER alone does. UPPER is
+/// not changed, and not removed: do that when the command has succeeded, and give the image
+/// that was above UPPER the image LOWER instead. If UPPER has the larger disk, LOWER is grown.
+///
+/// A crash or Ctrl-C at any time loses nothing as long as both are kept: the same command again
+/// does the rest. But LOWER alone does not read as before any more, so no other image may
+/// build on it. Neither may be attached. Without --format, LOWER is of format ploop1.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl merge base.img top.img && rm top.img
+  ploopctl merge -f raw base.raw top.img")]
+pub struct MergeArgs {
+    /// Format of LOWER
+    #[arg(short, long, value_enum, default_value = "ploop1")]
+    pub format: GivenFormat,
+    /// Image that is merged into, and changed: the lower one of the two, base side
+    pub lower: PathBuf,
+    /// Image that is merged: the one attached directly above LOWER; it is only read
+    pub upper: PathBuf,
+}
+
+/// Give an image a larger disk.
+///
+/// The image must not be attached. Of a chain, resize the last image: none may be smaller than the
+/// one below it. A disk cannot become smaller. What is on the disk, partitions and file systems,
+/// stays as large as it is; grow it when the image is attached.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl resize -s 20G disk.img
+  ploopctl resize -f raw -s 20G disk.raw")]
+pub struct ResizeArgs {
+    /// Format of the image
+    #[arg(short, long, value_enum, default_value = "ploop1")]
+    pub format: GivenFormat,
+    /// New size of the disk, a multiple of 512 bytes
+    #[arg(short, long, value_parser = size::parse)]
+    pub size: u64,
+    /// Allocate the new space of a raw image at once
+    #[arg(long)]
+    pub preallocate: bool,
+    /// Path of the image
+    pub image: PathBuf,
+}
+
+/// Make an image file smaller by what it does not use.
+///
+/// Clusters at the end of the file move into unused places before it, and the file is cut. The image
+/// must not be attached; any image of a chain may be compacted. What a file system has freed is in
+/// use for the image until it is trimmed.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl compact disk.img
+  ploopctl compact --drop-zeros base.img")]
+pub struct CompactArgs {
+    /// Also read all of the image and drop clusters full of zeros. IMAGE must be a base: above
+    /// another image, zeros hide what is below
+    #[arg(long)]
+    pub drop_zeros: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Path of the image
+    pub image: PathBuf,
+}
+
+/// Format of a converted image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NewKind {
+    /// The disk byte for byte
+    Raw,
+    /// Thin image with a table of clusters ("expanded")
+    Ploop1,
+    /// The same with all space allocated
+    Preallocated,
+}
+
+/// Make an image of another format.
+///
+/// OUT is a new image of the disk that IMAGE is. Several images are a chain, base first, and OUT is
+/// one image of all. Without OUT, with --in-place, the new image takes the place of IMAGE when
+/// it is complete. Clusters full of zeros take no space in OUT, unless all is allocated.
+/// The images must not be attached for writing.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl convert -f raw disk.img disk.raw
+  ploopctl convert --from raw -f ploop1 disk.raw disk.img
+  ploopctl convert -f ploop1 base.img mid.img top.img whole.img
+  ploopctl convert -f ploop1 -v 2 --in-place old.img")]
+pub struct ConvertArgs {
+    /// Format of the new image
+    #[arg(short, long, value_enum)]
+    pub format: NewKind,
+    /// Version of the ploop1 format [default: 2]
+    #[arg(short = 'v', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub format_version: Option<u32>,
+    /// Cluster size of a ploop1 image [default: that of IMAGE]
+    #[arg(short = 'b', long, value_name = "SIZE", value_parser = size::parse)]
+    pub cluster: Option<u64>,
+    /// Format of IMAGE; of several, of the first, the base
+    #[arg(long, value_enum, default_value = "ploop1")]
+    pub from: GivenFormat,
+    /// Put the new image in the place of the one IMAGE. Not for an image of a chain
+    #[arg(long)]
+    pub in_place: bool,
+    /// Images of a chain, base first, most often one; then OUT
+    #[arg(required = true, value_names = ["IMAGE", "OUT"])]
+    pub paths: Vec<PathBuf>,
 }
 
 #[cfg(test)]

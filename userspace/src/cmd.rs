@@ -3,12 +3,16 @@
 
 mod attach;
 mod check;
+mod compact;
 mod control;
+mod convert;
 mod create;
 mod detach;
 mod info;
 mod list;
 mod map;
+mod merge;
+mod resize;
 
 use crate::cli::Command;
 use crate::dev;
@@ -28,6 +32,10 @@ pub fn run(command: Command) -> Result<()> {
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Resize(args) => resize::run(&args),
+        Command::Compact(args) => compact::run(&args),
+        Command::Convert(args) => convert::run(&args),
     }
 }
 

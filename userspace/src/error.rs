@@ -40,6 +40,8 @@ pub enum Code {
     Truncate = 19,
     /// Space cannot be allocated.
     Allocate = 20,
+    /// The user ended it; what was done is sound.
+    Aborted = 29,
     /// The image is in use by a device or another program.
     InUse = 37,
     /// An argument makes no sense.
@@ -52,7 +54,7 @@ pub enum Code {
 
 impl Code {
     /// All codes with their meaning, as `--help` shows them.
-    pub const ALL: [(Self, &'static str); 20] = [
+    pub const ALL: [(Self, &'static str); 21] = [
         (Self::Create, "image cannot be created, or exists already"),
         (
             Self::DeviceOpen,
@@ -75,6 +77,10 @@ impl Code {
         (Self::Lock, "a lock cannot be taken"),
         (Self::Truncate, "a file cannot be lengthened or cut"),
         (Self::Allocate, "space cannot be allocated"),
+        (
+            Self::Aborted,
+            "interrupted; the same command again does the rest",
+        ),
         (
             Self::InUse,
             "image is in use by a device or another program",
@@ -120,6 +126,21 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// The same, where there is nothing better to be said yet.
+    pub fn or_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// Whether a file system or a limit of it was full.
+    pub fn is_no_space(&self) -> bool {
+        let errno = self.source.as_ref().and_then(io::Error::raw_os_error);
+        use nix::errno::Errno;
+        errno
+            .map(Errno::from_raw)
+            .is_some_and(|e| matches!(e, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
     }
 
     /// The exit code.

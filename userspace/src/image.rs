@@ -128,11 +128,30 @@ impl Image {
         len.map_err(|e| self.error(Code::Stat, "find the length of", e))
     }
 
-    fn error(&self, code: Code, what: &str, e: impl Into<io::Error>) -> Error {
+    pub(crate) fn error(&self, code: Code, what: &str, e: impl Into<io::Error>) -> Error {
         Error::io(code, format!("cannot {what} {}", self.path.display()), e)
     }
 
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    /// Makes the file this long.
+    pub(crate) fn set_len(&self, len_bytes: u64) -> Result<()> {
+        let done = self.file.set_len(len_bytes);
+        done.map_err(|e| self.error(Code::Truncate, "set the length of", e))
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let done = self.file.sync_all();
+        done.map_err(|e| self.error(Code::Fsync, "write", e))
+    }
+
+    pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(|e| {
+            let what = format!("cannot write {} at byte {offset}", self.path.display());
+            Error::io(Code::Write, what, e)
+        })
+    }
+
+    pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.file.read_exact_at(buf, offset).map_err(|e| {
             let what = format!("cannot read {} at byte {offset}", self.path.display());
             Error::io(Code::Read, what, e)

@@ -2,7 +2,8 @@
 //! `ploopctl`: makes, attaches, checks and repairs ploop images.
 //!
 //! ```text
-//! cli -> cmd -> image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
+//! cli -> cmd -> offline (merge, grow, compact, convert image files), progress
+//!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
 //!               output, error, size below all
 //! ```
 //!
@@ -18,7 +19,9 @@ pub mod dev;
 pub mod error;
 pub mod image;
 pub mod locks;
+pub mod offline;
 pub mod output;
+pub mod progress;
 pub mod signals;
 pub mod size;
 pub mod sysfs;

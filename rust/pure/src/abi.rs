@@ -228,6 +228,76 @@ pub struct GetDevice {
     pub mbz: u32,
 }
 
+/// `struct ploop_truncate_ctl`: argument of TRUNCATE. 16 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Truncate {
+    /// The same image file, open for writing.
+    pub fd: i32,
+    /// Clusters to keep.
+    pub alloc_head: u32,
+    /// Level.
+    pub level: u8,
+    /// Zero.
+    pub mbz: [u8; 7],
+}
+
+/// `struct ploop_index_update_ctl`: head of UPDATE_INDEX's argument; [`ReverseMap`]s follow.
+/// 8 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct IndexUpdate {
+    /// How many follow.
+    pub n_maps: u32,
+    /// Level.
+    pub level: u8,
+    /// Zero.
+    pub mbz: [u8; 3],
+}
+
+/// `struct reverse_map`: a guest cluster and its image cluster. 8 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ReverseMap {
+    /// Guest cluster.
+    pub cluster: u32,
+    /// Image cluster.
+    pub slot: u32,
+}
+
+/// `struct ploop_balloon_ctl`: argument of BALLOON. 16 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Balloon {
+    /// Out: the maintenance that is going on, `OP_*`.
+    pub mntn_type: u32,
+    /// Out: zero.
+    pub alloc_head: u32,
+    /// Out: level of the top.
+    pub level: u8,
+    /// 1: to enter the balloon state.
+    pub inflate: u8,
+    /// 1, 2: only to ask.
+    pub keep_intact: u8,
+    /// Zero.
+    pub mbz: [u8; 5],
+}
+
+/// `struct ploop_dump_bat_ctl`: head of DUMP_CACHED_BAT's argument; u32 entries follow. 12 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DumpBat {
+    /// Level.
+    pub level: u32,
+    /// First guest cluster.
+    pub start_cluster: u32,
+    /// How many.
+    pub nr_clusters: u32,
+}
+
+/// What DUMP_CACHED_BAT says of an entry that a higher level hides.
+pub const ENTRY_UNKNOWN: u32 = u32::MAX;
+
 /// Argument of `CTL_ADD` and `CTL_REMOVE`. 32 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -342,6 +412,14 @@ impl OpStatus {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
+    assert!(size_of::<Truncate>() == 16);
+    assert!(offset_of!(Truncate, level) == 8);
+    assert!(size_of::<IndexUpdate>() == 8);
+    assert!(offset_of!(IndexUpdate, level) == 4);
+    assert!(size_of::<ReverseMap>() == 8);
+    assert!(size_of::<Balloon>() == 16);
+    assert!(offset_of!(Balloon, inflate) == 9);
+    assert!(size_of::<DumpBat>() == 12);
     assert!(size_of::<OpStart>() == 64);
     assert!(offset_of!(OpStart, sectors) == 16);
     assert!(size_of::<OpStatus>() == 64);

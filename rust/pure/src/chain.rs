@@ -60,15 +60,17 @@ pub enum Misfit {
         /// Size of the new one.
         new: u64,
     },
-    /// The new top of a running device must be as large as the one before, in sectors.
+    /// The size is not that of the delta it follows or replaces, in sectors.
     SizeDiffers {
-        /// Size of the delta below.
+        /// Size of that delta.
         below: u64,
         /// Size of the new one.
         new: u64,
     },
     /// The new top of a running device holds clusters.
     NotEmpty,
+    /// The format is not that of the delta it is to replace.
+    Format,
     /// The new top of a running device is not open for writing.
     ReadOnly,
     /// The delta below ends inside a cluster where the new one, or its own file, does not.
@@ -94,9 +96,10 @@ impl fmt::Display for Misfit {
                 write!(f, "disk size is {new} sectors, less than {below} of the delta below")
             }
             Self::SizeDiffers { below, new } => {
-                write!(f, "disk size is {new} sectors, that of the delta below is {below}")
+                write!(f, "disk size is {new} sectors, not {below}")
             }
             Self::NotEmpty => write!(f, "it holds data"),
+            Self::Format => write!(f, "its format is not that of the image it is to replace"),
             Self::ReadOnly => write!(f, "it is open for reading only"),
             Self::Uneven { below } => write!(
                 f,
@@ -167,6 +170,37 @@ pub fn admit_snapshot(
     }
     if !is_empty {
         return Err(Misfit::NotEmpty);
+    }
+    Ok(())
+}
+
+/// Whether `new` may take the place of `old`, which is said to hold the same.
+pub fn admit_replacement(old: &Member, new: &Member) -> Result<(), Misfit> {
+    let same_kind = match (old.kind, new.kind) {
+        (Kind::Raw, Kind::Raw) => true,
+        (Kind::Ploop1(o), Kind::Ploop1(n)) if o != n => {
+            return Err(Misfit::Version {
+                below: o.number(),
+                new: n.number(),
+            });
+        }
+        (Kind::Ploop1(_), Kind::Ploop1(_)) => true,
+        (Kind::Raw, Kind::Ploop1(_)) | (Kind::Ploop1(_), Kind::Raw) => false,
+    };
+    if !same_kind {
+        return Err(Misfit::Format);
+    }
+    if old.cluster != new.cluster {
+        return Err(Misfit::Cluster {
+            below: old.cluster.sectors(),
+            new: new.cluster.sectors(),
+        });
+    }
+    if old.size_sectors != new.size_sectors {
+        return Err(Misfit::SizeDiffers {
+            below: old.size_sectors,
+            new: new.size_sectors,
+        });
     }
     Ok(())
 }

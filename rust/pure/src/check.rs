@@ -378,7 +378,19 @@ impl BatScan {
             })
     }
 
-    /// What was found out so far.
+    /// Takes back that an entry names a slot.
+    pub fn release(&mut self, at: ImageCluster) {
+        if !self.is_used(at) {
+            return;
+        }
+        let bit = at.0 - self.header.first_data.0;
+        if let Some(word) = self.used.get_mut((bit / 64) as usize) {
+            *word &= !(1 << (bit % 64));
+            self.usage.nr_used -= 1;
+        }
+    }
+
+    /// What was found out so far; slots that were released do not lower the end.
     pub fn usage(&self) -> Usage {
         self.usage
     }

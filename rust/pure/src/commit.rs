@@ -192,7 +192,10 @@ mod tests {
     #[test]
     fn copies_made_before_are_committed() {
         let (mut c, action) = Commit::of_copies(0, false);
-        assert_eq!((action, c.next(Event::Ok)), (Action::SyncData, Action::Done));
+        assert_eq!(
+            (action, c.next(Event::Ok)),
+            (Action::SyncData, Action::Done)
+        );
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod layout;
 pub mod lifecycle;
 pub mod map;
 pub mod mem;
+pub mod offline;
 pub mod rate;
 pub mod repair;
 pub mod slots;

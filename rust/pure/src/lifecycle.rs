@@ -111,11 +111,14 @@ pub fn admit(state: State, call: Call) -> Result<(), Refusal> {
         (Call::DelDelta(_), State::Empty) => Err(Refusal::NotFound),
         (Call::DelDelta(0), State::Running { .. }) => Err(Refusal::Busy),
         (Call::DelDelta(level), State::Stopped { nr_deltas } | State::Running { nr_deltas }) => {
-            let exists = usize::try_from(level).is_ok_and(|l| l < nr_deltas);
-            match (exists, state) {
-                (false, _) => Err(Refusal::NotFound),
-                (true, State::Running { .. }) => Err(Refusal::Busy),
-                (true, State::Empty | State::Stopped { .. }) => Ok(()),
+            let level = usize::try_from(level).unwrap_or(usize::MAX);
+            let is_running = matches!(state, State::Running { .. });
+            match nr_deltas.checked_sub(1) {
+                Some(top) if level < top => Ok(()),
+                // Requests go there.
+                Some(top) if level == top && is_running => Err(Refusal::Busy),
+                Some(top) if level == top => Ok(()),
+                Some(_) | None => Err(Refusal::NotFound),
             }
         }
         (Call::Start, State::Stopped { .. }) => Ok(()),
@@ -146,6 +149,7 @@ mod tests {
 
     #[test]
     fn wrong_states_are_refused() {
+        let three = State::Running { nr_deltas: 3 };
         let (stopped, running) = (
             State::Stopped { nr_deltas: 1 },
             State::Running { nr_deltas: 1 },
@@ -171,6 +175,14 @@ mod tests {
             (running, Call::Stop { openers: 2 }, Err(Refusal::Busy)),
             (running, Call::Clear, Err(Refusal::Busy)),
             (running, Call::DelDelta(0), Err(Refusal::Busy)),
+            (three, Call::DelDelta(0), Err(Refusal::Busy)),
+            (three, Call::DelDelta(1), Ok(())),
+            (three, Call::DelDelta(2), Err(Refusal::Busy)),
+            (three, Call::DelDelta(3), Err(Refusal::NotFound)),
+            (State::Empty, Call::Snapshot, Err(Refusal::NotFound)),
+            (stopped, Call::Change, Err(Refusal::Invalid)),
+            (running, Call::Change, Ok(())),
+            (stopped, Call::Freeze, Err(Refusal::Invalid)),
         ] {
             assert_eq!(admit(state, call), want, "{state:?} {call:?}");
         }

@@ -17,22 +17,19 @@ impl Pace {
     /// `bytes` were done just now, at `now_ms`; at most `rate` a second are allowed, 0 for any.
     /// Returns how many milliseconds to wait.
     pub fn did(&mut self, bytes: u64, rate: u64, now_ms: u64) -> u64 {
-        let gone = now_ms.saturating_sub(self.start_ms);
-        if self.bytes == 0 || rate == 0 {
-            self.start_ms = now_ms;
-            self.bytes = if rate == 0 { 0 } else { bytes };
-        } else {
-            self.bytes = self.bytes.saturating_add(bytes);
-        }
         if rate == 0 {
+            *self = Self::default();
             return 0;
         }
-        let gone = if self.bytes == bytes { 0 } else { gone };
-        // At most 2^64 milliseconds: `rate` is one byte a second at least.
+        if self.bytes == 0 {
+            self.start_ms = now_ms;
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
         let due = self.bytes.saturating_mul(1000) / rate;
-        if gone >= due + WINDOW_MS {
+        let gone = now_ms.saturating_sub(self.start_ms);
+        if gone > due.saturating_add(WINDOW_MS) {
             // It was slower than it might have been; that is not made up for.
-            self.bytes = 0;
+            *self = Self::default();
             return 0;
         }
         due.saturating_sub(gone)
@@ -50,7 +47,10 @@ mod tests {
             for _ in 0..200 {
                 now += pace.did(step, rate, now);
                 done += step;
-                assert!(done * 1000 <= (now - 5) * rate + step * 1000 + 1000, "{done} in {now}");
+                assert!(
+                    done * 1000 <= (now - 5) * rate + step * 1000 + 1000,
+                    "{done} in {now}"
+                );
             }
             assert!((now - 5) * rate <= (done + step) * 1000);
         }

@@ -4,7 +4,8 @@
 //! Status 0: done. 1: what was to be shown does not hold. 2: could not be tried.
 
 use crate::rng::Rng;
-use crate::{device, fuzz, ioctls, load, model, mutate, replay, seq, sim};
+use crate::sim::{self, offline};
+use crate::{device, fuzz, ioctls, load, model, mutate, replay, seq};
 use std::process::ExitCode;
 
 const HELP: &str = "\
@@ -199,6 +200,11 @@ fn simulate(mut words: Words) -> Outcome {
     for seed in seed..seed + seeds {
         let tried = sim::run(&sim::Config::usual(), seed).map_err(Failure::Broken)?;
         states += tried.states;
+        for op in offline::Op::ALL {
+            let cfg = offline::Config::usual(op);
+            let tried = offline::run(&cfg, seed).map_err(Failure::Broken)?;
+            states += tried.states;
+        }
     }
     println!("{states} states after power cuts are sound");
     Ok(())

@@ -182,7 +182,10 @@ impl Run {
         let mut buffer = Buffer::new(range.len().div_ceil(4096));
         let bytes = &mut buffer.bytes()[..range.len()];
         bytes.copy_from_slice(&self.model[range.clone()]);
-        call("write", self.disk()?.write_all_at(bytes, range.start as u64))
+        call(
+            "write",
+            self.disk()?.write_all_at(bytes, range.start as u64),
+        )
     }
 
     fn zero(&mut self, request: u32) -> Outcome {
@@ -259,7 +262,10 @@ impl Run {
         let (mut files, mut args) = (Vec::new(), Vec::new());
         for (level, delta) in self.deltas.iter().enumerate() {
             let is_top = level == top;
-            let file = OpenOptions::new().read(true).write(is_top).open(&delta.path)?;
+            let file = OpenOptions::new()
+                .read(true)
+                .write(is_top)
+                .open(&delta.path)?;
             let format = match self.is_raw && level == 0 {
                 true => abi::FORMAT_RAW,
                 false => abi::FORMAT_PLOOP1,
@@ -297,7 +303,10 @@ impl Run {
         let log = self.cluster.log_sectors();
         let arg = add_delta(&file, abi::FORMAT_PLOOP1, log, 0);
         let bytes = &arg.as_bytes()[..56];
-        call("snapshot", self.device.call(abi::SNAPSHOT, Arg::Bytes(bytes)))?;
+        call(
+            "snapshot",
+            self.device.call(abi::SNAPSHOT, Arg::Bytes(bytes)),
+        )?;
         if let Some(old) = self.deltas.last_mut() {
             old.saved = self.model.clone();
         }
@@ -360,12 +369,18 @@ impl Run {
         let status = abi::OpStatus::read();
         let arg = Arg::Bytes(status.as_bytes());
         let disk = File::open(self.device.path())?;
-        let (_, out) = call("OP_WAIT", self.device.memory.ioctl(&disk, abi::OP_WAIT, arg))?;
+        let (_, out) = call(
+            "OP_WAIT",
+            self.device.memory.ioctl(&disk, abi::OP_WAIT, arg),
+        )?;
         let result = i32::from_ne_bytes(std::array::from_fn(|i| out[16 + i]));
         self.note(format!("operation ended with {result}"));
         match result {
             0 => Ok(()),
-            e => Err(Failure::Broken(format!("the operation failed: errno {}", -e))),
+            e => Err(Failure::Broken(format!(
+                "the operation failed: errno {}",
+                -e
+            ))),
         }
     }
 

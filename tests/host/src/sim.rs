@@ -12,6 +12,7 @@ pub mod blocks;
 pub mod disk;
 pub mod engine;
 pub mod guest;
+pub mod offline;
 
 use crate::rng::Rng;
 use blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};

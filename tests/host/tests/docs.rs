@@ -11,6 +11,11 @@ use std::mem::{offset_of, size_of};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "docs/names.rs"]
+#[macro_use]
+mod names;
+use names::{calls, constants, is_dense, size_of_field, structures, Fields};
+
 /// The root of the project.
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -43,153 +48,6 @@ fn number(text: &str) -> u64 {
         None => text.parse(),
     };
     n.unwrap_or_else(|_| panic!("'{text}' is not a number"))
-}
-
-/// The size of what a projection points to.
-fn size_of_field<T, U>(_: fn(&T) -> &U) -> usize {
-    size_of::<U>()
-}
-
-/// Name, offset and size of fields of a structure.
-macro_rules! fields {
-    ($s:ty: $($f:ident),+ $(,)?) => {
-        vec![$((stringify!($f), offset_of!($s, $f), size_of_field(|s: &$s| &s.$f))),+]
-    };
-}
-
-type Fields = Vec<(&'static str, usize, usize)>;
-
-/// The fields follow each other without a hole from 0 to `size`.
-fn is_dense(name: &str, fields: &Fields, size: usize) {
-    let mut at = 0;
-    for (field, offset, len) in fields {
-        assert_eq!(*offset, at, "{name}.{field}");
-        at += len;
-    }
-    assert_eq!(at, size, "{name} has a field that this test does not know");
-}
-
-fn structures() -> Vec<(&'static str, usize, Fields)> {
-    vec![
-        (
-            "Ctl",
-            size_of::<abi::Ctl>(),
-            fields!(abi::Ctl: format, flags, cluster_log, size, chunks, level, mbz1, mbz2),
-        ),
-        (
-            "Chunk",
-            size_of::<abi::Chunk>(),
-            fields!(abi::Chunk: fd, io, flags, offset, start, len),
-        ),
-        (
-            "AddDelta",
-            size_of::<abi::AddDelta>(),
-            fields!(abi::AddDelta: ctl, chunk, cookie),
-        ),
-        (
-            "GetDevice",
-            size_of::<abi::GetDevice>(),
-            fields!(abi::GetDevice: minor, mbz),
-        ),
-        (
-            "DeviceArg",
-            size_of::<abi::DeviceArg>(),
-            fields!(abi::DeviceArg: size, flags, index, reserved),
-        ),
-        (
-            "OpStart",
-            size_of::<abi::OpStart>(),
-            fields!(abi::OpStart: size, flags, op, level, sectors, rate, serial, reserved),
-        ),
-        (
-            "OpStatus",
-            size_of::<abi::OpStatus>(),
-            fields!(abi::OpStatus: size, flags, op, state, result, level, serial, done, total, rate, freed),
-        ),
-    ]
-}
-
-/// All calls: name and number.
-fn calls() -> Vec<(&'static str, u32)> {
-    macro_rules! calls {
-        ($($name:ident),+ $(,)?) => { vec![$((stringify!($name), abi::$name)),+] };
-    }
-    let calls = calls![
-        ADD_DELTA,
-        CLEAR,
-        STOP,
-        START,
-        SNAPSHOT,
-        DEL_DELTA,
-        TRACK_INIT,
-        TRACK_STOP,
-        TRACK_ABORT,
-        TRACK_SETPOS,
-        TRACK_READ,
-        SYNC,
-        MERGE,
-        REPLACE_DELTA,
-        TRUNCATE,
-        UPDATE_INDEX,
-        GROW,
-        FBGET,
-        BALLOON,
-        FREEBLKS,
-        RELOCBLKS,
-        GETDEVICE,
-        DISCARD_INIT,
-        DISCARD_FINI,
-        DISCARD_WAIT,
-        FBDROP,
-        FBFILTER,
-        MAX_DELTA_SIZE,
-        PUSH_BACKUP_INIT,
-        PUSH_BACKUP_IO,
-        PUSH_BACKUP_STOP,
-        FREEZE,
-        THAW,
-        DUMP_CACHED_BAT,
-        CTL_ADD,
-        CTL_REMOVE,
-        OP_START,
-        OP_STATUS,
-        OP_WAIT,
-        OP_CANCEL,
-        OP_RATE,
-    ];
-    let source = text("rust/pure/src/abi.rs");
-    let nr = source.matches(": u32 = ioc(").count();
-    assert_eq!(calls.len(), nr, "a call of abi.rs is missing in this test");
-    calls
-}
-
-/// Plain numbers of the ABI, named as in the C header without its prefix.
-fn constants() -> Vec<(&'static str, u64)> {
-    vec![
-        ("MAJOR", abi::MAJOR.into()),
-        ("MINORS", abi::MINORS.into()),
-        ("MINOR_SHIFT", abi::MINOR_SHIFT.into()),
-        ("DEVICES_MAX", abi::DEVICES_MAX.into()),
-        ("COOKIE_LEN_MAX", abi::COOKIE_LEN_MAX as u64),
-        ("FORMAT_RAW", abi::FORMAT_RAW.into()),
-        ("FORMAT_PLOOP1", abi::FORMAT_PLOOP1.into()),
-        ("FLAG_RDONLY", abi::FLAG_RDONLY.into()),
-        ("FLAG_COOKIE", abi::FLAG_COOKIE.into()),
-        ("FLAG_CLUBLKS", abi::FLAG_CLUBLKS.into()),
-        ("FLAG_FS_SYNC", abi::FLAG_FS_SYNC.into()),
-        ("FLAG_ACCEPT_INUSE", abi::FLAG_ACCEPT_INUSE.into()),
-        ("IO_AUTO", abi::IO_AUTO.into()),
-        ("IO_DIRECT", abi::IO_DIRECT.into()),
-        ("IO_NFS", abi::IO_NFS.into()),
-        ("IO_KAIO", abi::IO_KAIO.into()),
-        ("OP_NONE", abi::OP_NONE.into()),
-        ("OP_MERGE", abi::OP_MERGE.into()),
-        ("OP_GROW", abi::OP_GROW.into()),
-        ("OP_COMPACT", abi::OP_COMPACT.into()),
-        ("OP_IDLE", abi::OP_IDLE.into()),
-        ("OP_RUNNING", abi::OP_RUNNING.into()),
-        ("LEVEL_TOP", abi::LEVEL_TOP.into()),
-    ]
 }
 
 #[test]
@@ -311,6 +169,9 @@ fn the_states_admit_what_the_table_says() {
             "STOP, open elsewhere" => Call::Stop { openers: 2 },
             "CLEAR" => Call::Clear,
             "SYNC" => Call::Sync,
+            "SNAPSHOT" => Call::Snapshot,
+            "OP_START" => Call::Change,
+            "FREEZE, THAW" => Call::Freeze,
             "CTL_REMOVE" => Call::Remove { openers: 0 },
             "CTL_REMOVE, open" => Call::Remove { openers: 1 },
             other => panic!("no call '{other}'"),
@@ -348,6 +209,7 @@ fn all_sysfs_files_and_parameters_are_described() {
     let mut want = BTreeSet::new();
     for (list, folder_name) in [
         ("STATE", "pstate"),
+        ("KNOB", "ptune"),
         ("TOP", "pstate"),
         ("TUNE", "ptune"),
         ("DELTA", "pdelta/LEVEL"),
@@ -403,7 +265,9 @@ fn the_bytes_that_are_locked_are_those_of_the_code() {
 fn every_mutant_belongs_to_a_rule() {
     let page = text("docs/architecture.md");
     let mut mutants = BTreeSet::new();
-    for file in ["flow", "commit", "alloc", "index", "map", "repair"] {
+    let files = ["flow", "commit", "alloc", "index", "map", "repair"];
+    let offline = ["offline/merge", "offline/grow", "offline/compact"];
+    for file in files.iter().chain(&offline) {
         let source = text(&format!("rust/pure/src/{file}.rs"));
         let found = named(&source, "mutant = \"", '"');
         mutants.extend(found.into_iter().map(str::to_string));
@@ -517,6 +381,11 @@ fn c_name(structure: &str) -> &'static str {
         "AddDelta" => "ploop_add_delta",
         "GetDevice" => "ploop_getdevice_ctl",
         "DeviceArg" => "ploop_device_arg",
+        "Truncate" => "ploop_truncate_ctl",
+        "IndexUpdate" => "ploop_index_update_ctl",
+        "ReverseMap" => "reverse_map",
+        "Balloon" => "ploop_balloon_ctl",
+        "DumpBat" => "ploop_dump_bat_ctl",
         "OpStart" => "ploop_op_start",
         "OpStatus" => "ploop_op_status",
         other => panic!("{other} has no name in C"),

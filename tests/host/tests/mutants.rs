@@ -62,6 +62,26 @@ fn skip_copy_is_noticed() {
     is_noticed("skip_copy");
 }
 
+#[test]
+fn merge_index_first_is_noticed() {
+    is_noticed("merge_index_first");
+}
+
+#[test]
+fn relocate_index_first_is_noticed() {
+    is_noticed("relocate_index_first");
+}
+
+#[test]
+fn grow_header_first_is_noticed() {
+    is_noticed("grow_header_first");
+}
+
+#[test]
+fn cut_before_index_is_noticed() {
+    is_noticed("cut_before_index");
+}
+
 /// The same command without a mutant finds nothing.
 #[test]
 fn the_real_machines_pass() {

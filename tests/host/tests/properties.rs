@@ -9,6 +9,9 @@ use ploop_pure::layout::ploop1::{
     Header, Mark, RawHeader, Version, ENTRIES_MAX, HEADER_BYTES, HEADER_SLOTS, PAGE_SLOTS,
 };
 use ploop_pure::lifecycle::{admit, Call, State};
+use ploop_pure::offline::grow::{Census, Grow, Plan};
+use ploop_pure::offline::merge::Merge;
+use ploop_pure::offline::{Action, Event, Found, Machine};
 use ploop_pure::units::{Cluster, ClusterSize, ImageCluster};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -351,6 +354,97 @@ proptest! {
                 prop_assert!(!(is_stop && answer.is_ok() && !(is_running && openers <= 1)));
                 let is_remove = matches!(call, Call::Remove { .. });
                 prop_assert!(!(is_remove && answer.is_ok() && (openers > 0 || state != State::Empty)));
+            }
+        }
+    }
+}
+
+/// What an executor that is wrong in every way may answer.
+fn any_event() -> impl Strategy<Value = Event> {
+    let found = (any::<u32>(), any::<u32>(), any::<Option<u32>>());
+    let found = found.prop_map(|(cluster, at, below)| {
+        Event::Found(Found {
+            cluster: Cluster(cluster),
+            at: ImageCluster(at),
+            below: below.map(ImageCluster),
+        })
+    });
+    prop_oneof![
+        3 => Just(Event::Ok),
+        3 => found,
+        1 => select(vec![Event::End, Event::Zeros, Event::Data, Event::Failed]),
+    ]
+}
+
+fn usage(header: &Header, used: u32) -> ploop_pure::check::Usage {
+    let nr_used = used % 5;
+    ploop_pure::check::Usage {
+        nr_used,
+        end: header.first_data.0.saturating_add(nr_used),
+    }
+}
+
+/// Header writes of a machine: the first marks, and none but the last closes.
+fn marks(machine: &mut dyn Machine, events: &[Event]) {
+    let mut closed = false;
+    for event in std::iter::once(&Event::Ok).chain(events) {
+        match machine.next(*event) {
+            Action::WriteHeader(header) => {
+                assert!(!closed, "a header after the last one");
+                closed = header.mark == Mark::Closed;
+            }
+            Action::Copy { .. }
+            | Action::Zero { .. }
+            | Action::SetLen { .. }
+            | Action::Publish { .. }
+            | Action::WriteIndex => assert!(!closed, "a change after the image was closed"),
+            Action::Sync
+            | Action::Find { .. }
+            | Action::Test { .. }
+            | Action::Done
+            | Action::Stopped
+            | Action::Fail => {}
+        }
+    }
+}
+
+proptest! {
+    /// A grown header is a good one, and larger.
+    #[test]
+    fn grown_headers_are_sound(h in header(), more in 1u64..1 << 50, shift in 0u32..50) {
+        let size = h.size_sectors.saturating_add((more >> shift).max(1));
+        if let Ok(Some(plan)) = Plan::new(&h, size) {
+            let new = plan.header();
+            prop_assert_eq!(Header::parse(&new.encode()), Ok(new));
+            prop_assert_eq!(new.size_sectors, size);
+            prop_assert!(new.nr_entries >= h.nr_entries && new.first_data >= h.first_data);
+            let slots = u64::from(new.first_data.0) + u64::from(new.nr_entries);
+            prop_assert!(slots <= u64::from(new.slots_max()));
+        }
+        prop_assert!(Plan::new(&h, h.size_sectors).unwrap().is_none());
+        if h.size_sectors > 1 {
+            prop_assert!(Plan::new(&h, h.size_sectors - 1).is_err());
+        }
+    }
+
+    /// No answer makes a machine panic, or change an image that it has closed.
+    #[test]
+    fn machines_bear_any_executor(
+        h in header(),
+        used in any::<u32>(),
+        nr in 0u32..20,
+        events in vec(any_event(), 0..60),
+    ) {
+        let usage = usage(&h, used);
+        if let Ok(mut merge) = Merge::into_ploop1(&h, usage, nr) {
+            marks(&mut merge, &events);
+        }
+        marks(&mut Merge::into_raw(&h), &events);
+        if let Ok(Some(plan)) = Plan::new(&h, h.size_sectors.saturating_mul(3)) {
+            let last = Some(h.first_data);
+            let census = Census { usage, nr_in_the_way: nr, last };
+            if let Ok(mut grow) = Grow::new(plan, census) {
+                marks(&mut grow, &events);
             }
         }
     }

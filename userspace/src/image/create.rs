@@ -32,42 +32,54 @@ pub enum Space {
 
 /// Makes a raw image of `size_bytes`.
 pub fn raw(path: &Path, size_bytes: u64, space: Space) -> Result<()> {
-    make(path, |file| match space {
+    make(path, |file| {
+        lay_out_raw(file, size_bytes, space).map_err(|f| f.told(path))
+    })
+}
+
+/// Gives a new raw image its length.
+pub(crate) fn lay_out_raw(file: &File, size_bytes: u64, space: Space) -> Step {
+    match space {
         Space::Thin => lengthen(file, size_bytes),
         Space::Full => allocate(file, size_bytes),
-    })
+    }
 }
 
 /// Makes a ploop1 image with this header, which is that of an empty one.
 pub fn ploop1(path: &Path, header: Header, space: Space) -> Result<()> {
-    let cluster = header.cluster;
     let end = end_of_full(path, &header)?;
     make(path, |file| {
-        let data = cluster.offset(header.first_data);
-        match space {
-            Space::Thin => {
-                // The BAT is allocated, so that writing it later does not need space. Where that
-                // cannot be done it is sparse.
-                if let Err(e) = allocate(file, data) {
-                    if !is_unsupported(&e) {
-                        return Err(e);
-                    }
-                    lengthen(file, data)?;
-                }
-                write(file, header.encode().as_bytes(), 0)
-            }
-            Space::Full => {
-                allocate(file, cluster.offset(ImageCluster(end)))?;
-                write_full_bat(file, &header)?;
-                write(file, header.closed(false).encode().as_bytes(), 0)
-            }
-        }
+        let written = match space {
+            Space::Thin => header,
+            Space::Full => header.closed(false),
+        };
+        lay_out_ploop1(file, &header, end, space)
+            .and_then(|()| write(file, written.encode().as_bytes(), 0))
+            .map_err(|f| f.told(path))
     })
+}
+
+/// Gives a new ploop1 image its space, all but the header; `end` is that of [`end_of_full`].
+pub(crate) fn lay_out_ploop1(file: &File, header: &Header, end: u32, space: Space) -> Step {
+    let cluster = header.cluster;
+    let data = cluster.offset(header.first_data);
+    match space {
+        // The BAT is allocated, so that writing it later does not need space. Where that cannot
+        // be done it is sparse.
+        Space::Thin => match allocate(file, data) {
+            Err(e) if is_unsupported(&e) => lengthen(file, data),
+            done => done,
+        },
+        Space::Full => {
+            allocate(file, cluster.offset(ImageCluster(end)))?;
+            write_full_bat(file, header)
+        }
+    }
 }
 
 /// One past the last slot of the image when every cluster has one. Entries must be able to name
 /// it: else the last clusters of the disk could never be written.
-fn end_of_full(path: &Path, header: &Header) -> Result<u32> {
+pub(crate) fn end_of_full(path: &Path, header: &Header) -> Result<u32> {
     let end = header.first_data.0.checked_add(header.nr_entries);
     end.filter(|end| *end <= header.slots_max()).ok_or_else(|| {
         let at = path.display();
@@ -106,8 +118,17 @@ fn write_full_bat(file: &File, header: &Header) -> Step {
 }
 
 /// A step that failed: its code, what it did, and why.
-struct Failure(Code, &'static str, io::Error);
+#[derive(Debug)]
+pub(crate) struct Failure(Code, &'static str, io::Error);
 type Step = std::result::Result<(), Failure>;
+
+impl Failure {
+    /// As the error about the new image `path`.
+    pub(crate) fn told(self, path: &Path) -> Error {
+        let what = format!("cannot {} {}", self.1, path.display());
+        Error::io(self.0, what, self.2)
+    }
+}
 
 fn is_unsupported(f: &Failure) -> bool {
     matches!(
@@ -122,9 +143,15 @@ fn lengthen(file: &File, len: u64) -> Step {
 }
 
 fn allocate(file: &File, len: u64) -> Step {
-    let fail = |e: Errno| Failure(Code::Allocate, "allocate the space of", e.into());
-    let end = libc::off_t::try_from(len).map_err(|_| fail(Errno::EFBIG))?;
-    fallocate(file, FallocateFlags::empty(), 0, end).map_err(fail)
+    allocate_from(file, 0, len)
+        .map_err(|e| Failure(Code::Allocate, "allocate the space of", e.into()))
+}
+
+/// Allocates the space from byte `start` to `end` of a file, and lengthens it.
+pub(crate) fn allocate_from(file: &File, start: u64, end: u64) -> nix::Result<()> {
+    let len = libc::off_t::try_from(end.saturating_sub(start)).map_err(|_| Errno::EFBIG)?;
+    let start = libc::off_t::try_from(start).map_err(|_| Errno::EFBIG)?;
+    fallocate(file, FallocateFlags::empty(), start, len)
 }
 
 fn write(file: &File, bytes: &[u8], offset: u64) -> Step {
@@ -133,7 +160,7 @@ fn write(file: &File, bytes: &[u8], offset: u64) -> Step {
 }
 
 /// Makes the file `path` by `fill`.
-fn make(path: &Path, fill: impl FnOnce(&File) -> Step) -> Result<()> {
+pub(crate) fn make(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let at = path.display();
     if path.symlink_metadata().is_ok() {
         return Err(exists(path));
@@ -144,10 +171,7 @@ fn make(path: &Path, fill: impl FnOnce(&File) -> Step) -> Result<()> {
             format!("{at} does not end in the name of a file"),
         )
     })?;
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
+    let dir = dir_of(path);
     let nameless = OpenOptions::new()
         .read(true)
         .write(true)
@@ -155,7 +179,7 @@ fn make(path: &Path, fill: impl FnOnce(&File) -> Step) -> Result<()> {
         .custom_flags(libc::O_TMPFILE)
         .open(dir);
     let complete = |file: &File| -> Result<()> {
-        fill(file).map_err(|f| Error::io(f.0, format!("cannot {} {at}", f.1), f.2))?;
+        fill(file)?;
         file.sync_all()
             .map_err(|e| Error::io(Code::Fsync, format!("cannot write {at}"), e))
     };
@@ -175,9 +199,22 @@ fn make(path: &Path, fill: impl FnOnce(&File) -> Step) -> Result<()> {
         Err(e) => return Err(creating(path, e)),
     }
     // The name must be durable too. From here on the image is there.
+    sync_dir(dir)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir)
         .and_then(|d| d.sync_all())
         .map_err(|e| Error::io(Code::Fsync, format!("cannot sync {}", dir.display()), e))
+}
+
+/// The directory that a path is in.
+pub(crate) fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
 }
 
 fn exists(path: &Path) -> Error {

@@ -2,14 +2,13 @@
 //! Carries out a repair plan: every step is durable before the next begins.
 
 use super::Image;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use nix::errno::Errno;
 use nix::fcntl::{fallocate, FallocateFlags};
 use nix::libc;
 use ploop_pure::layout::ploop1::{Header, ENTRY_BYTES, HEADER_BYTES};
 use ploop_pure::repair::{judge, Fix, Plan, Step};
 use ploop_pure::units::{Cluster, ImageCluster};
-use std::os::unix::fs::FileExt;
 use zerocopy::IntoBytes;
 
 /// Bytes copied at once, and a divisor of every cluster size.
@@ -28,10 +27,7 @@ pub fn apply(image: &Image, header: &Header, plan: &Plan) -> Result<()> {
             work.drop_copies(first);
         }
         done?;
-        image
-            .file
-            .sync_all()
-            .map_err(|e| image.error(Code::Fsync, "write", e))?;
+        image.sync()?;
     }
     Ok(())
 }
@@ -46,11 +42,9 @@ impl Work<'_> {
     fn step(&self, step: Step) -> Result<()> {
         match step {
             Step::Mark => self.write_header(&self.plan.marked()),
-            Step::Extend { len_bytes, .. } | Step::Truncate { len_bytes, .. } => self
-                .image
-                .file
-                .set_len(len_bytes)
-                .map_err(|e| self.image.error(Code::Truncate, "set the length of", e)),
+            Step::Extend { len_bytes, .. } | Step::Truncate { len_bytes, .. } => {
+                self.image.set_len(len_bytes)
+            }
             Step::Zero { .. } => self.each_fix(|cluster, fix| match fix {
                 Fix::Zero => self.write_entry(cluster, 0),
                 Fix::Forget | Fix::Copy { .. } => Ok(()),
@@ -86,24 +80,14 @@ impl Work<'_> {
         self.image.scan(self.header, length, &mut sink).map(drop)
     }
 
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.image.file.write_all_at(bytes, offset).map_err(|e| {
-            let what = format!(
-                "cannot write {} at byte {offset}",
-                self.image.path.display()
-            );
-            Error::io(Code::Write, what, e)
-        })
-    }
-
     /// Writes the header only: the entries that follow it may be newer on disk.
     fn write_header(&self, header: &Header) -> Result<()> {
-        self.write_at(header.encode().as_bytes(), 0)
+        self.image.write_at(header.encode().as_bytes(), 0)
     }
 
     fn write_entry(&self, cluster: Cluster, entry: u32) -> Result<()> {
         let offset = HEADER_BYTES as u64 + u64::from(cluster.0) * ENTRY_BYTES;
-        self.write_at(&entry.to_le_bytes(), offset)
+        self.image.write_at(&entry.to_le_bytes(), offset)
     }
 
     fn copy(&self, from: ImageCluster, to: ImageCluster) -> Result<()> {
@@ -112,7 +96,8 @@ impl Work<'_> {
         for part in 0..cluster.bytes() / COPY_BYTES {
             self.image
                 .read_at(&mut buf, cluster.offset(from) + part * COPY_BYTES)?;
-            self.write_at(&buf, cluster.offset(to) + part * COPY_BYTES)?;
+            self.image
+                .write_at(&buf, cluster.offset(to) + part * COPY_BYTES)?;
         }
         Ok(())
     }

@@ -155,6 +155,10 @@ impl Header {
         if size_sectors == 0 {
             return Err(Problem::SizeZero);
         }
+        // `parse` takes only half of the field for version 1.
+        if version == Version::V1 && size_sectors > u64::from(u32::MAX) {
+            return Err(Problem::SizeLimit { size_sectors });
+        }
         let nr_entries = size_sectors.div_ceil(u64::from(cluster.sectors()));
         let nr_entries = u32::try_from(nr_entries)
             .ok()
@@ -291,26 +295,6 @@ impl Header {
         self
     }
 
-    /// The same header for a disk of `size_sectors`, not smaller: with as many entries as it needs,
-    /// and the first data cluster where these leave room.
-    pub fn resized(mut self, size_sectors: u64) -> Result<Self, Problem> {
-        let entries = size_sectors.div_ceil(u64::from(self.cluster.sectors()));
-        let entries = u32::try_from(entries)
-            .ok()
-            .filter(|n| *n <= ENTRIES_MAX)
-            .ok_or(Problem::SizeLimit { size_sectors })?;
-        self.nr_entries = self.nr_entries.max(entries);
-        Self::check_size(self.version, self.cluster, self.nr_entries, size_sectors)?;
-        self.size_sectors = size_sectors;
-        let need = bat_clusters(self.cluster, self.nr_entries);
-        self.first_data = self.first_data.max(ImageCluster(need));
-        let first_sector = u64::from(self.first_data.0) << self.cluster.log_sectors();
-        if first_sector > u64::from(u32::MAX) {
-            return Err(Problem::SizeLimit { size_sectors });
-        }
-        Ok(self)
-    }
-
     /// The same header for an image closed cleanly; `is_empty` says that no entry is used.
     pub fn closed(mut self, is_empty: bool) -> Self {
         self.mark = Mark::Closed;
@@ -332,6 +316,24 @@ impl Header {
     pub fn without_surplus(mut self) -> Self {
         self.nr_entries = self.disk_clusters();
         self
+    }
+
+    /// The same header with a larger disk: BAT and first data cluster grow as needed.
+    pub fn grown(self, size_sectors: u64) -> Result<Self, Problem> {
+        let fresh = Self::new(self.version, self.cluster, size_sectors)?;
+        Ok(Self {
+            nr_entries: fresh.nr_entries.max(self.nr_entries),
+            first_data: fresh.first_data.max(self.first_data),
+            size_sectors,
+            geometry: (self.geometry.0, fresh.geometry.1),
+            ..self
+        })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        // Below 2^63, checked by `parse`.
+        self.size_sectors * SECTOR_BYTES
     }
 
     /// Clusters of the disk, the last of which may be a part only; at most `nr_entries`.
@@ -439,7 +441,7 @@ mod tests {
             let h = Header::new(Version::V2, c, u64::from(c.sectors())).unwrap();
             for clusters in [1u64, 100, 1 << 20, 1 << 24] {
                 let size = clusters * u64::from(c.sectors());
-                let grown = h.resized(size).unwrap();
+                let grown = h.grown(size).unwrap();
                 assert_eq!(Header::parse(&grown.encode()), Ok(grown));
                 let new = Header::new(Version::V2, c, size).unwrap();
                 assert_eq!(
@@ -449,8 +451,8 @@ mod tests {
             }
         }
         let v1 = Header::new(Version::V1, ClusterSize::DEFAULT, 2048).unwrap();
-        assert!(v1.resized(1 << 32).is_err());
-        assert!(header().resized(u64::MAX).is_err());
+        assert!(v1.grown(1 << 32).is_err());
+        assert!(header().grown(u64::MAX).is_err());
     }
 
     /// The largest BAT there can be, with the header's slots before it.

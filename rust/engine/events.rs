@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What administrators want to hear of: no space, little space, a poisoned image, a stopped device.
+//! Each is a uevent, a line in the kernel log, and what `pstate/event` tells.
+//!
+//! Locks: `state` is a leaf.
+
+use crate::sys::{gen_disk::Notifier, prelude::*};
+
+/// Bytes of space below which there is a warning, if nothing else was said.
+const LOW_WATER: u64 = 1 << 30;
+
+/// What `pstate/event` tells; OpenVZ's numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The image takes no more writes.
+    Poisoned = 1,
+    /// The device has stopped.
+    Stopped = 2,
+    /// Writes wait for space.
+    Full = 3,
+}
+
+/// How it is about space for the image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// Enough.
+    Enough,
+    /// Less than the low-water mark.
+    Low,
+    /// Writes wait for some.
+    Full,
+}
+
+impl Space {
+    /// Its name in sysfs and events.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Enough => "ok",
+            Self::Low => "low",
+            Self::Full => "full",
+        }
+    }
+}
+
+struct State {
+    space: Space,
+    is_poisoned: bool,
+    is_stopped: bool,
+    /// Nobody has been told of [`Event::Full`] yet.
+    is_full_new: bool,
+}
+
+/// The events of a device, from START to STOP.
+#[pin_data]
+pub(crate) struct Events {
+    device: u32,
+    notifier: Notifier,
+    low_water: Atomic<u64>,
+    #[pin]
+    state: Mutex<State>,
+    #[pin]
+    changed: CondVar,
+}
+
+impl Events {
+    /// Nothing has happened.
+    pub(crate) fn new(device: u32, notifier: Notifier) -> Result<Arc<Self>> {
+        let state = State {
+            space: Space::Enough,
+            is_poisoned: false,
+            is_stopped: false,
+            is_full_new: false,
+        };
+        Arc::pin_init(
+            try_pin_init!(Self {
+                device,
+                notifier,
+                low_water: Atomic::new(LOW_WATER),
+                state <- new_mutex!(state),
+                changed <- new_condvar!(),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// How it is about space.
+    pub(crate) fn space(&self) -> Space {
+        self.state.lock().space
+    }
+
+    /// The low-water mark in bytes; 0 for none.
+    pub(crate) fn low_water(&self) -> u64 {
+        self.low_water.load(Relaxed)
+    }
+
+    /// Sets it.
+    pub(crate) fn set_low_water(&self, bytes: u64) {
+        self.low_water.store(bytes, Relaxed);
+    }
+
+    /// Writes wait for space, or need not any more.
+    pub(super) fn set_full(&self, is_full: bool) {
+        let mut state = self.state.lock();
+        if (state.space == Space::Full) == is_full {
+            return;
+        }
+        state.is_full_new = is_full;
+        state.space = match is_full {
+            true => Space::Full,
+            false => Space::Enough,
+        };
+        self.changed.notify_all();
+        drop(state);
+        if is_full {
+            pr_warn!(
+                "ploop{}: no space for the image: writes that need some wait for it\n",
+                self.device
+            );
+            self.notifier.event(c"PLOOP_SPACE=full");
+        } else {
+            pr_notice!("ploop{}: there is space for the image again\n", self.device);
+            self.notifier.event(c"PLOOP_SPACE=ok");
+        }
+    }
+
+    /// So many bytes can still be written to the file system of the image.
+    pub(super) fn space_left(&self, bytes: u64) {
+        let is_low = bytes < self.low_water();
+        let mut state = self.state.lock();
+        let now = match (state.space, is_low) {
+            (Space::Enough, true) => Space::Low,
+            (Space::Low, false) => Space::Enough,
+            (Space::Enough | Space::Low | Space::Full, _) => return,
+        };
+        state.space = now;
+        drop(state);
+        if now == Space::Low {
+            pr_warn!(
+                "ploop{}: {} MiB left in the image's file system\n",
+                self.device,
+                bytes >> 20
+            );
+            self.notifier.event(c"PLOOP_SPACE=low");
+        } else {
+            self.notifier.event(c"PLOOP_SPACE=ok");
+        }
+    }
+
+    /// The image takes no more writes.
+    pub(super) fn poisoned(&self) {
+        self.state.lock().is_poisoned = true;
+        self.changed.notify_all();
+        self.notifier.event(c"PLOOP_POISONED=1");
+    }
+
+    /// The image was replaced by one that takes writes.
+    pub(super) fn mended(&self) {
+        self.state.lock().is_poisoned = false;
+    }
+
+    /// The device has stopped.
+    pub(crate) fn stopped(&self) {
+        self.state.lock().is_stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// What there is to tell; waits once if that is nothing, and returns `None` if there still is
+    /// not. EINTR if a signal comes first.
+    pub(crate) fn wait(&self) -> Result<Option<Event>> {
+        let mut state = self.state.lock();
+        if let Some(event) = state.take() {
+            return Ok(Some(event));
+        }
+        if self.changed.wait_interruptible(&mut state) {
+            return Err(EINTR);
+        }
+        Ok(state.take())
+    }
+}
+
+impl State {
+    fn take(&mut self) -> Option<Event> {
+        if core::mem::take(&mut self.is_full_new) {
+            Some(Event::Full)
+        } else if self.is_poisoned {
+            Some(Event::Poisoned)
+        } else if self.is_stopped {
+            Some(Event::Stopped)
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `ploopctl resize`.
+
+use crate::cli::{GivenFormat, ResizeArgs};
+use crate::error::{Code, Error, Result};
+use crate::image::create::Space;
+use crate::offline;
+use crate::output;
+use crate::progress::Shown;
+use crate::size::human;
+use ploop_pure::units::SECTOR_BYTES;
+
+/// Runs the command.
+pub fn run(args: &ResizeArgs) -> Result<()> {
+    let at = args.image.display();
+    if args.size == 0 || args.size % SECTOR_BYTES != 0 || i64::try_from(args.size).is_err() {
+        let what = format!("a disk of {} bytes is not possible", args.size);
+        return Err(Error::new(Code::Param, what)
+            .hint("the size is a multiple of 512 bytes; 10G, say, is 10 GiB"));
+    }
+    let has_grown = match (args.format, args.preallocate) {
+        (GivenFormat::Raw, true) => offline::grow_raw(&args.image, args.size, Space::Full)?,
+        (GivenFormat::Raw, false) => offline::grow_raw(&args.image, args.size, Space::Thin)?,
+        (GivenFormat::Ploop1, true) => {
+            let what = "--preallocate is for -f raw";
+            let hint = "'ploopctl convert -f preallocated' allocates all of an image";
+            return Err(Error::new(Code::Param, what).hint(hint));
+        }
+        (GivenFormat::Ploop1, false) => {
+            let sectors = args.size / SECTOR_BYTES;
+            offline::grow(&args.image, sectors, &mut Shown::new())?
+        }
+    };
+    let size = human(args.size);
+    output::text(&if has_grown {
+        format!("{at} has a size of {size} now.\n")
+    } else {
+        format!("{at} has a size of {size} already.\n")
+    })
+}
