@@ -30,7 +30,7 @@ impl Pace {
         let gone = if self.bytes == bytes { 0 } else { gone };
         // At most 2^64 milliseconds: `rate` is one byte a second at least.
         let due = self.bytes.saturating_mul(1000) / rate;
-        if gone >= due + WINDOW_MS {
+        if gone >= due.saturating_add(WINDOW_MS) {
             // It was slower than it might have been; that is not made up for.
             self.bytes = 0;
             return 0;
@@ -50,7 +50,10 @@ mod tests {
             for _ in 0..200 {
                 now += pace.did(step, rate, now);
                 done += step;
-                assert!(done * 1000 <= (now - 5) * rate + step * 1000 + 1000, "{done} in {now}");
+                assert!(
+                    done * 1000 <= (now - 5) * rate + step * 1000 + 1000,
+                    "{done} in {now}"
+                );
             }
             assert!((now - 5) * rate <= (done + step) * 1000);
         }
