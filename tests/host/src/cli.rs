@@ -198,11 +198,13 @@ fn simulate(mut words: Words) -> Outcome {
     let [] = words.operands()?;
     let mut states = 0;
     for seed in seed..seed + seeds {
-        let tried = sim::run(&sim::Config::usual(), seed).map_err(Failure::Broken)?;
-        states += tried.states;
         for op in offline::Op::ALL {
             let cfg = offline::Config::usual(op);
             let tried = offline::run(&cfg, seed).map_err(Failure::Broken)?;
+            states += tried.states;
+        }
+        for cfg in sim::Config::all() {
+            let tried = sim::run(&cfg, seed).map_err(Failure::Broken)?;
             states += tried.states;
         }
     }

@@ -7,14 +7,14 @@ use ploop_pure::layout::extension;
 use ploop_pure::layout::ploop1::{self, RawHeader};
 use ploop_pure::lifecycle::{admit, Call, Refusal, State};
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem::{offset_of, size_of};
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[path = "docs/names.rs"]
 #[macro_use]
 mod names;
-use names::{calls, constants, is_dense, size_of_field, structures, Fields};
+use names::{calls, constants, is_dense, size_of_field, structures};
 
 /// The root of the project.
 fn top() -> PathBuf {
