@@ -283,6 +283,11 @@ fn a_hidden_slot_reused_early_is_noticed() {
 }
 
 #[test]
+fn an_unclean_hidden_slot_is_noticed() {
+    noticed_in(Fault::HiddenUnclean, Op::Chain);
+}
+
+#[test]
 fn a_destination_copied_before_the_source_is_noticed() {
     noticed_in(Fault::DestinationCopiedFirst, Op::Chain);
 }
