@@ -58,6 +58,8 @@ pub enum Fault {
     /// A merge's destination gives its cluster's slot to a write while the entry of the source
     /// that hides it is not durable.
     HiddenReusedEarly,
+    /// Such a slot is given to a write as it is.
+    HiddenUnclean,
     /// A merge copies index pages of the destination before those of the source.
     DestinationCopiedFirst,
     /// A merge takes an entry of the destination for durable while the source still hides it.

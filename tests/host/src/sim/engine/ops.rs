@@ -9,7 +9,7 @@ use super::snapshot::Snapshotting;
 use super::{level_of, Engine, File};
 use crate::rng::Rng;
 use crate::sim::blocks::PAGE_SECTORS;
-use crate::sim::disk::{Covered, Disk, OpId};
+use crate::sim::disk::{Covered, Disk, OpId, Stamp};
 use crate::sim::Op;
 use ploop_pure::alloc::Alloc;
 use ploop_pure::commit::{self, Commit};
@@ -233,7 +233,7 @@ impl Engine<'_> {
         }
     }
 
-    fn page_0(&mut self, at: Where) -> [crate::sim::disk::Stamp; PAGE_SECTORS] {
+    fn page_0(&mut self, at: Where) -> [Stamp; PAGE_SECTORS] {
         match at {
             Where::Chain(file) => self.page(file, 0),
             // It has no entries.
@@ -316,8 +316,17 @@ impl Engine<'_> {
     pub(super) fn copy_cluster(&mut self, from: Place, to: ImageCluster) -> OpWait {
         let nr = self.cfg.cluster_sectors();
         let data: Vec<_> = (0..nr).map(|s| self.read(from, s)).collect();
-        let op = self.disk().write(to.0 as usize * nr, &data);
+        let first = to.0 as usize * nr;
+        let op = self.disk().write(first, &[]);
+        self.copy_to(op, first, &data);
         OpWait::Io(Where::Chain(self.top), op)
+    }
+
+    /// Adds copied sectors to the write `op`; zeros are left out, as the slot reads as zeros.
+    pub(super) fn copy_to(&mut self, op: OpId, first: usize, data: &[Stamp]) {
+        for (s, stamp) in data.iter().enumerate().filter(|(_, stamp)| **stamp != 0) {
+            self.disk().write_more(op, first + s, &[*stamp]);
+        }
     }
 
     /// A cluster that was copied has this slot of the top now.

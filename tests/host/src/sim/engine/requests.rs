@@ -314,6 +314,9 @@ impl Engine<'_> {
                 self.tasks[i].wait = Wait::Gate;
                 return;
             }
+            if self.cfg.fault == Fault::HiddenUnclean {
+                return self.event(i, flow::Event::Slot(at));
+            }
             let op = self.zero_slot(at);
             self.tasks[i].wait = Wait::Zeroing { op, at };
             return;
@@ -343,10 +346,9 @@ impl Engine<'_> {
         };
         let (before, after) = (rest(0..range.first), rest(range.sectors().end..nr));
         let first = to.0 as usize * nr;
-        let op = self.disk().write(first, &before);
-        let op = self
-            .disk()
-            .write_more(op, first + range.sectors().end, &after);
+        let op = self.disk().write(first, &[]);
+        self.copy_to(op, first, &before);
+        self.copy_to(op, first + range.sectors().end, &after);
         if self.cfg.fault == Fault::PublishBeforeCopy {
             self.late.push(op);
             return self.event(i, flow::Event::Ok);
