@@ -27,11 +27,13 @@ below() {
 
 heal() { below "0 $sectors linear $disk 0"; }
 
-# place FILE BYTE: the sector of the disk below where that is; nothing in a hole.
+# place FILE BYTE: the first sector of the disk below that holds data of FILE at BYTE or
+# behind that; what was only reserved is not read.
 place() {
     sync -f "$SCRATCH"
-    filefrag -e -b512 "$1" | sed -n 's/^ *[0-9]*: *\([0-9]*\)\.\. *\([0-9]*\): *\([0-9]*\)\.\..*/\1 \2 \3/p' |
-        awk -v want=$(($2 >> 9)) '$1 <= want && want <= $2 { print $3 + want - $1 }'
+    filefrag -e -b512 "$1" | grep -v unwritten |
+        sed -n 's/^ *[0-9]*: *\([0-9]*\)\.\. *\([0-9]*\): *\([0-9]*\)\.\..*/\1 \2 \3/p' |
+        awk -v want=$(($2 >> 9)) '$2 >= want { print $3 + (want > $1 ? want - $1 : 0); exit }'
 }
 
 # bad reads|writes FILE BYTE: I/O of that kind fails there.
@@ -204,7 +206,7 @@ dd if=/dev/urandom of="$device" bs=1M count=24 oflag=direct conv=notrunc status=
 for ((mib = 0; mib < 24; mib += 2)); do blkdiscard -o $((mib << 20)) -l $((1 << 20)) "$device"; done
 copy $((24 << 20))
 at=$(($(stat -c %s "$SCRATCH/0.img") / c - 1))
-# What was punched, or never used, has no place on the disk or is not read.
+# What was punched, or never used, has no data.
 while [[ -z $(place "$SCRATCH/0.img" $((at * c))) ]]; do at=$((at - 1)); done
 bad reads "$SCRATCH/0.img" $((at * c))
 fails plooptest op "$device" compact
