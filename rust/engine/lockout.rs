@@ -14,6 +14,7 @@ use crate::{
     sys::{
         mq::{Request, RequestList},
         prelude::*,
+        trace,
     },
 };
 use ploop_pure::{
@@ -219,6 +220,10 @@ impl<D: Disk> Engine<D> {
                 }
                 if let Some(at) = released {
                     slow.alloc.release(at);
+                    trace::unmap(self.device, cluster.0, at.0);
+                }
+                if let Change::Map(at) | Change::Move { to: at, .. } = change {
+                    trace::map(self.device, cluster.0, at.0);
                 }
                 // Release: who finds the slot finds the data written before.
                 word.store(now.with_place(place).bits(), Release);
