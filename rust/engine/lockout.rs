@@ -174,12 +174,7 @@ impl<D: Disk> Engine<D> {
 
     /// Tells requests that a cluster of a lower delta is in another slot of it. False if somebody
     /// has it locked and may be copying from there.
-    pub(crate) fn repoint_cluster(
-        &self,
-        cluster: Cluster,
-        level: Level,
-        to: ImageCluster,
-    ) -> bool {
+    pub(crate) fn repoint_cluster(&self, cluster: Cluster, level: Level, to: ImageCluster) -> bool {
         match self.try_lock(cluster, level) {
             None => false,
             Some(None) => true,
