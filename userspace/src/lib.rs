@@ -2,8 +2,9 @@
 //! `ploopctl`: makes, attaches, checks and repairs ploop images.
 //!
 //! ```text
-//! cli -> cmd -> image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
-//!               output, error, size below all
+//! cli -> cmd -> disk (a disk with a descriptor) -> descriptor (the file that describes it)
+//!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
+//!               output, error, signals, size below all
 //! ```
 //!
 //! What is *decided* about an image is decided in `ploop_pure`, which the kernel module shares;
@@ -13,8 +14,10 @@
 
 pub mod cli;
 pub mod cmd;
+pub mod descriptor;
 #[allow(unsafe_code)]
 pub mod dev;
+pub mod disk;
 pub mod error;
 pub mod image;
 pub mod locks;

@@ -2,6 +2,46 @@
 //! Holding back the signals that end a program while it must not be ended.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// The signals by which a user ends a program.
+fn ending() -> SigSet {
+    SigSet::from_iter([
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ])
+}
+
+/// While this lives, those signals do not end the program, which asks for them instead.
+pub struct Requests {
+    /// `None` if they cannot be asked for: then they end the program as usual.
+    arrived: Option<SignalFd>,
+    _quiet: Option<Quiet>,
+    is_end_asked: bool,
+}
+
+impl Requests {
+    /// Holds the signals back.
+    pub fn begin() -> Self {
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let arrived = SignalFd::with_flags(&ending(), flags).ok();
+        Self {
+            _quiet: arrived.is_some().then(Quiet::begin),
+            arrived,
+            is_end_asked: false,
+        }
+    }
+
+    /// Whether one of them has arrived.
+    pub fn is_end_asked(&mut self) -> bool {
+        while let Some(Ok(Some(_))) = self.arrived.as_mut().map(|a| a.read_signal()) {
+            self.is_end_asked = true;
+        }
+        self.is_end_asked
+    }
+}
 
 /// The signals by which a user ends a program wait while this lives.
 pub struct Quiet(Option<SigSet>);
@@ -9,16 +49,7 @@ pub struct Quiet(Option<SigSet>);
 impl Quiet {
     /// Holds the signals back.
     pub fn begin() -> Self {
-        let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGINT,
-            Signal::SIGTERM,
-            Signal::SIGHUP,
-            Signal::SIGQUIT,
-        ] {
-            set.add(signal);
-        }
-        Self(set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+        Self(ending().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
     }
 }
 
