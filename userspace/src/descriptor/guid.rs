@@ -31,7 +31,7 @@ impl Guid {
     }
 
     /// From 16 bytes.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 }

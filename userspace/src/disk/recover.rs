@@ -4,8 +4,7 @@
 //!
 //! The descriptor's text tells how far it came: it is that of *before*, or that of *after*, or, for
 //! a merge, the *marked* one. With *before*, the kernel may have done its part already. A running
-//! device is asked; without one the new image tells: what holds data, or is marked as in use, was
-//! written to, and is kept.
+//! device is asked; without one the new image tells: what holds data is kept.
 
 use super::files::Member;
 use super::intent::{Intent, Operation};
@@ -16,6 +15,8 @@ use crate::error::{Code, Error, Result};
 use crate::image::{mend, Access, Image};
 use crate::locks::{ImageLock, Use};
 use crate::sysfs::Device;
+use ploop_pure::check::Problem;
+use ploop_pure::layout::ploop1::Mark;
 use std::path::Path;
 
 /// What is to become of an unfinished operation.
@@ -107,8 +108,10 @@ impl Opened {
             )));
         }
         match &intent.operation {
-            Operation::Snapshot { new, .. } => self.judge_new(outside, new, Made::ByUs),
-            Operation::Replace { new, .. } => self.judge_new(outside, new, Made::ByOthers),
+            Operation::Snapshot { new, .. } => self.judge_new(outside, new, |me| me.has_data(new)),
+            Operation::Replace { old, new, .. } => self.judge_new(outside, new, |me| {
+                Ok(me.is_marked(new)? && !me.is_marked(old)?)
+            }),
             // These take effect with the descriptor.
             Operation::Switch { .. } | Operation::Delete { .. } | Operation::Merge { .. } => {
                 Ok(Verdict::Undo)
@@ -116,29 +119,51 @@ impl Opened {
         }
     }
 
-    /// Whether the kernel, or a device that is gone, wrote to the file `new`.
-    fn judge_new(&self, outside: &dyn Outside, new: &str, made: Made) -> Result<Verdict> {
+    /// Whether the kernel took the file `new`. If no device tells, `was_used` does.
+    fn judge_new(
+        &self,
+        outside: &dyn Outside,
+        new: &str,
+        was_used: impl FnOnce(&Self) -> Result<bool>,
+    ) -> Result<Verdict> {
         let path = self.other_file(new);
         if path.symlink_metadata().is_err() {
             return Ok(Verdict::Undo);
         }
         let devices = outside.devices()?;
-        if devices.iter().any(|d| d.delta_of(&path).is_some()) {
-            return Ok(Verdict::Complete);
-        }
-        if self.users(outside)?.writer.is_some() {
-            return Ok(Verdict::Undo);
-        }
-        let is_used = match (made, written_to(&path)?) {
-            (_, Written::Marked) => true,
-            (Made::ByUs, Written::Data) => true,
-            (Made::ByUs, Written::No) | (Made::ByOthers, Written::Data | Written::No) => false,
+        let is_used = if devices.iter().any(|d| d.delta_of(&path).is_some()) {
+            true
+        } else if self.users(outside)?.writer.is_some() {
+            false
+        } else {
+            was_used(self)?
         };
         Ok(if is_used {
             Verdict::Complete
         } else {
             Verdict::Undo
         })
+    }
+
+    /// Whether there is anything in a new top. If not it makes no difference to what is read, and
+    /// may go: what was written to it and flushed, it would name. The mark says less: the kernel
+    /// sets it before it switches, and goes on writing to the old top if it then does not.
+    fn has_data(&self, file: &str) -> Result<bool> {
+        let image = Image::open(&self.other_file(file), Access::Read)?;
+        let report = image.check()?.map_err(|p| image.not_an_image(p))?;
+        let is_harmless = |p: &Problem| {
+            matches!(
+                p,
+                Problem::InUse | Problem::EmptyFlag | Problem::TornTail { .. }
+            )
+        };
+        Ok(report.findings.usage.nr_used > 0 || !report.problems.iter().all(is_harmless))
+    }
+
+    /// Whether a ploop1 image is in use, or was in a crash.
+    fn is_marked(&self, file: &str) -> Result<bool> {
+        let image = Image::open(&self.other_file(file), Access::Read)?;
+        Ok(image.has_magic()? && image.good_header()?.0.mark == Mark::InUse)
     }
 
     /// Does what is left to do. Begun again, it goes on.
@@ -218,43 +243,6 @@ impl Opened {
         drop(lock);
         outside.merge_files(&lower, kind, &upper)
     }
-}
-
-/// Who made a file.
-#[derive(Debug, Clone, Copy)]
-enum Made {
-    /// We, empty.
-    ByUs,
-    /// Somebody else, with content.
-    ByOthers,
-}
-
-/// What a file tells about whether a device had it.
-enum Written {
-    /// It has it, or had until a crash.
-    Marked,
-    /// Closed, and there is something in it.
-    Data,
-    No,
-}
-
-fn written_to(path: &Path) -> Result<Written> {
-    let image = Image::open(path, Access::Read)?;
-    if !image.has_magic()? {
-        // Raw.
-        return Ok(Written::Data);
-    }
-    let report = image.check()?.map_err(|p| image.not_an_image(p))?;
-    let findings = report.findings;
-    if findings.header.mark == ploop_pure::layout::ploop1::Mark::InUse {
-        return Ok(Written::Marked);
-    }
-    let has_entries = findings.usage.nr_used > 0 || !report.problems.is_empty();
-    Ok(if has_entries {
-        Written::Data
-    } else {
-        Written::No
-    })
 }
 
 impl Opened {
