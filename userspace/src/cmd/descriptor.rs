@@ -7,7 +7,7 @@ use crate::cli::{AttachFormat, DescriptorCommand, RestoreArgs, SnapshotListArgs}
 use crate::descriptor::guid::Guid;
 use crate::descriptor::lock::FileLock;
 use crate::descriptor::{self, store, Descriptor};
-use crate::disk::files::inspect;
+use crate::disk::files::{inspect, Which};
 use crate::disk::intent::Intent;
 use crate::disk::restore::{rebuild, Request};
 use crate::error::{Code, Error, Result};
@@ -44,7 +44,7 @@ fn validate(args: &SnapshotListArgs) -> Result<()> {
     let mut problems = descriptor::problems(&text);
     let mut changed = Vec::new();
     if problems.is_empty() {
-        let (_, found) = inspect(&path, &Descriptor::parse(&path, &text)?);
+        let (_, found) = inspect(&path, &Descriptor::parse(&path, &text)?, Which::All);
         problems = found.wrong;
         changed = found.changed;
     }
@@ -154,7 +154,7 @@ struct ImageRow {
 pub fn info(path: &Path, is_json: bool) -> Result<()> {
     let (path, descriptor) = disk::look(path)?;
     let said = descriptor.disk();
-    let (_, mut found) = inspect(&path, &descriptor);
+    let (_, mut found) = inspect(&path, &descriptor, Which::All);
     found.wrong.append(&mut found.changed);
     let devices = Sysfs::default().devices()?;
     let has_image = |d: &&Device| {

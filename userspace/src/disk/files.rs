@@ -117,13 +117,14 @@ impl Opened {
     /// The deltas from the base to `guid`, if they are what they should be. A lower one that
     /// changed since it was closed is let pass only with `force`.
     pub fn members(&self, guid: Guid, force: bool) -> Result<Vec<Member>> {
-        let (members, problems) = inspect(&self.path, &self.descriptor);
+        let chain = self.descriptor.disk().chain(guid).unwrap_or_default();
+        // What is wrong with another branch is in nobody's way.
+        let (members, problems) = inspect(&self.path, &self.descriptor, Which::These(&chain));
         if let Some(first) = problems.wrong.first() {
             let what = format!("{} does not fit its images: {first}", self.path.display());
             return Err(Error::new(Code::Descriptor, what)
                 .hint("'ploopctl descriptor validate' lists all that is wrong"));
         }
-        let chain = self.descriptor.disk().chain(guid).unwrap_or_default();
         if let (Some(first), false) = (problems.changed.first(), force) {
             let what = format!("a lower image changed since it was closed: {first}");
             return Err(Error::new(Code::Descriptor, what).hint(
@@ -204,13 +205,35 @@ fn own_file(path: &Path, image: &ImageEntry) -> Result<PathBuf> {
     Ok(real)
 }
 
-/// Reads all images and compares them with the descriptor and each other.
-pub fn inspect(path: &Path, descriptor: &Descriptor) -> (BTreeMap<Guid, Member>, Problems) {
+/// Which images are looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// All.
+    All,
+    /// Those of these deltas.
+    These(&'a [Guid]),
+}
+
+impl Which<'_> {
+    fn has(self, guid: Guid) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(guids) => guids.contains(&guid),
+        }
+    }
+}
+
+/// Reads images and compares them with the descriptor and each other.
+pub fn inspect(
+    path: &Path,
+    descriptor: &Descriptor,
+    which: Which<'_>,
+) -> (BTreeMap<Guid, Member>, Problems) {
     let disk = descriptor.disk();
     let mut members = BTreeMap::new();
     let mut found = Problems::default();
     let mut identities: BTreeMap<(u64, u64), &str> = BTreeMap::new();
-    for image in &disk.images {
+    for image in disk.images.iter().filter(|i| which.has(i.guid)) {
         let read = own_file(path, image)
             .and_then(|file| Member::read(&file, image.guid, is_raw(descriptor, image.guid)));
         let member = match read {

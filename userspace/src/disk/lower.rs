@@ -2,7 +2,7 @@
 //! What lower images were when they were last closed. A lower image that changes after that takes
 //! the ground from under what builds on it, and it cannot be seen in the data.
 
-use super::files::inspect;
+use super::files::{inspect, Which};
 use super::Opened;
 use crate::descriptor::guid::Guid;
 use crate::descriptor::model::Record;
@@ -11,7 +11,7 @@ use crate::error::Result;
 impl Opened {
     /// Writes down what all lower images are now. To be called when nothing writes to them.
     pub fn record_lower(&mut self) -> Result<()> {
-        let (members, _) = inspect(&self.path, &self.descriptor);
+        let (members, _) = inspect(&self.path, &self.descriptor, Which::All);
         let disk = self.descriptor.disk();
         let lower = disk.images.iter().filter(|i| i.guid != disk.top);
         let stale: Vec<_> = lower

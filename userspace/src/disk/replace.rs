@@ -52,7 +52,7 @@ impl Opened {
             e.set_record(guid, None);
         })?;
         // Sizes and cluster sizes, with the new file in its place.
-        let (_, problems) = super::files::inspect(&self.path, &after);
+        let (_, problems) = super::files::inspect(&self.path, &after, super::files::Which::All);
         if let Some(first) = problems.wrong.first() {
             let what = format!("{} cannot take the place of {old}: {first}", real.display());
             return Err(Error::new(Code::Param, what));

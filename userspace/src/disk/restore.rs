@@ -74,7 +74,7 @@ pub fn rebuild(request: &Request<'_>) -> Result<(String, Vec<String>)> {
             e.set_top(Guid::TOP);
         })?;
     }
-    let (_, problems) = super::files::inspect(request.path, &descriptor);
+    let (_, problems) = super::files::inspect(request.path, &descriptor, super::files::Which::All);
     if let Some(first) = problems.wrong.first() {
         let what = format!("the images do not make a disk: {first}");
         return Err(

@@ -137,7 +137,7 @@ impl Rig {
         have.sort();
         want.retain(|n| n != "sys" || have.contains(n));
         assert_eq!(have, want);
-        let (_, problems) = files::inspect(&self.path, &descriptor);
+        let (_, problems) = files::inspect(&self.path, &descriptor, files::Which::All);
         assert!(problems.wrong.is_empty(), "{problems:?}");
         assert!(problems.changed.is_empty(), "{problems:?}");
     }
