@@ -78,6 +78,21 @@ for kind in ploop1 raw; do
     ploopctl descriptor validate "$disk" >/dev/null
     ploopctl check "$disk" >/dev/null
 
+    note 'merged, larger, shorter'
+    b=$(ploopctl snapshot create "$disk")
+    ploopctl resize -s 96M "$disk"
+    on put sixth 1M
+    ploopctl snapshot delete --uuid "$a" "$disk"
+    on same first second sixth
+    ploopctl compact "$disk"
+    on same first second sixth
+    ploopctl snapshot create "$disk" >/dev/null
+    ploopctl snapshot merge --all "$disk"
+    on same first second sixth
+    expect_same "$(ploopctl snapshot list --json "$disk" | jq '.size / 1048576')" 96 'MiB'
+    ploopctl check "$disk" >/dev/null
+    ploopctl snapshot create "$disk" >/dev/null
+
     note 'a base that somebody else wrote to'
     touch "$disk/root.hds"
     says 39 'was written to' attach "$disk"

@@ -3,7 +3,7 @@
 # ploopctl killed before each system call that changes a detached disk or makes a
 # change durable: whatever comes next completes or undoes it, says so, and the disk
 # reads as one of the two.
-# timeout: 400
+# timeout: 600
 . "$(dirname "$0")/lib.sh"
 
 need strace
@@ -35,13 +35,10 @@ cp -a --sparse=always "$disk" "$SCRATCH/before"
 
 # killed_everywhere WANT ARGUMENTS...: WANT is what the disk may show, as a pattern.
 killed_everywhere() {
-    local want=$1 call nr step total=0 status seen
+    local want=$1 call nr total=0 status seen
     shift
-    for call in rename unlink linkat fsync openat; do
-        # Of those that are many, not all.
-        step=1
-        case $call in openat|pwrite64) step=9 ;; esac
-        for ((nr = 1; ; nr += step)); do
+    for call in rename unlink linkat fsync pwrite64 openat; do
+        for ((nr = 1; ; nr++)); do
             rm -rf "$disk"
             cp -a --sparse=always "$SCRATCH/before" "$disk"
             status=0
@@ -49,6 +46,8 @@ killed_everywhere() {
                 ploopctl "$@" >/dev/null 2>&1 || status=$?
             ((status == 137)) || break
             total=$((total + 1))
+            # Opening is most often of something else: not all are tried in the end.
+            if [[ $call == openat ]] && ((nr % 7)); then continue; fi
             seen=$(shows)
             # shellcheck disable=SC2053 # a pattern
             [[ $seen == $want ]] || die "killed at $call $nr of $*: shows '$seen'"
@@ -65,3 +64,5 @@ killed_everywhere() {
 killed_everywhere 'b' snapshot create "$disk"
 killed_everywhere '[ab]' snapshot switch --uuid "$a" "$disk"
 killed_everywhere '[ab]' snapshot delete --uuid 5fbaabe3-6958-40ff-92a7-860e329aab41 "$disk"
+killed_everywhere 'b' snapshot delete --uuid "$a" "$disk"
+killed_everywhere 'b*' resize -s 4M "$disk"

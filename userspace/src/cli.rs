@@ -356,14 +356,15 @@ pub struct MergeArgs {
 
 /// Give an image a larger disk.
 ///
-/// The image must not be attached. Of a chain, resize the last image: none may be smaller than the
+/// A disk with a descriptor may be attached; an image must not. Of a chain, resize the last image: none may be smaller than the
 /// one below it. A disk cannot become smaller. What is on the disk, partitions and file systems,
 /// stays as large as it is; grow it when the image is attached.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl resize -s 20G disk.img
-  ploopctl resize -f raw -s 20G disk.raw")]
+  ploopctl resize -f raw -s 20G disk.raw
+  ploopctl resize -s 20G /vz/101")]
 pub struct ResizeArgs {
     /// Format of the image
     #[arg(short, long, value_enum, default_value = "ploop1")]
@@ -374,7 +375,11 @@ pub struct ResizeArgs {
     /// Allocate the new space of a raw image at once
     #[arg(long)]
     pub preallocate: bool,
-    /// Path of the image
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Path of the image, or a disk with a descriptor, attached or not
+    #[arg(value_name = "IMAGE|DISK")]
     pub image: PathBuf,
 }
 
@@ -387,7 +392,8 @@ pub struct ResizeArgs {
 #[command(after_help = "\
 Examples:
   ploopctl compact disk.img
-  ploopctl compact --drop-zeros base.img")]
+  ploopctl compact --drop-zeros base.img
+  ploopctl compact /vz/101")]
 pub struct CompactArgs {
     /// Also read all of the image and drop clusters full of zeros. IMAGE must be a base: above
     /// another image, zeros hide what is below
@@ -396,7 +402,12 @@ pub struct CompactArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Path of the image
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Path of the image, or a disk with a descriptor: if it is attached its top is compacted, else
+    /// all its images
+    #[arg(value_name = "IMAGE|DISK")]
     pub image: PathBuf,
 }
 

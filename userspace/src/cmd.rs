@@ -14,12 +14,12 @@ mod fscheck;
 mod info;
 mod list;
 mod map;
+mod merge;
 mod mount;
 mod recover;
 mod replace;
-mod snapshot;
-mod merge;
 mod resize;
+mod snapshot;
 
 use crate::cli::Command;
 use crate::dev;

@@ -2,7 +2,7 @@
 //! A disk with a descriptor: what may be done with it, and how that survives being ended anywhere.
 //!
 //! ```text
-//! snapshot, merge, replace, lower (the operations) -> recover -> intent, files
+//! snapshot, merge, grow, replace, lower (the operations) -> recover -> intent, files
 //! freeze (file systems stacked on the disk)           outside (kernel and long work)
 //! ```
 //!
@@ -13,12 +13,12 @@
 
 pub mod files;
 pub mod freeze;
+mod grow;
 pub mod intent;
 mod live;
 pub mod lower;
 mod merge;
 pub mod outside;
-pub mod progress;
 mod recover;
 mod replace;
 pub mod restore;

@@ -67,6 +67,11 @@ pub enum Operation {
         /// The descriptor while data is moved: the lower one is marked as temporary.
         marked: String,
     },
+    /// The disk becomes larger.
+    Grow {
+        /// Its new size.
+        sectors: u64,
+    },
     /// Another file takes the place of that of `uuid`. Both stay.
     Replace {
         /// Name of the delta.
@@ -85,6 +90,7 @@ impl fmt::Display for Operation {
             Self::Switch { uuid, .. } => write!(f, "switch to snapshot {uuid}"),
             Self::Delete { uuid, .. } => write!(f, "removal of {uuid}"),
             Self::Merge { uuid, child, .. } => write!(f, "merge of {child} into {uuid}"),
+            Self::Grow { sectors } => write!(f, "growing to {sectors} sectors"),
             Self::Replace { uuid, .. } => write!(f, "replacement of the image of {uuid}"),
         }
     }

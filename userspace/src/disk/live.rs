@@ -3,13 +3,16 @@
 
 use super::freeze::Frozen;
 use super::outside::{Base, Freeze, NewDelta, Outside};
-use super::progress::Progress;
 use crate::dev;
 use crate::error::{Code, Error, Result};
-use crate::signals::{Quiet, Requests};
+use crate::image::create::Space;
+use crate::offline::{self, Format, Go, Progress, Zeros};
+use crate::progress::Shown;
+use crate::signals::Quiet;
 use crate::sysfs::{Device, Sysfs};
 use nix::errno::Errno;
 use ploop_pure::abi::{self, OpStart, OpStatus};
+use ploop_pure::units::SECTOR_BYTES;
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -63,14 +66,47 @@ impl Outside for Live {
         done.map_err(|e| refused(device, "replace an image of", e))
     }
 
-    fn merge_files(&self, lower: &Path, _: Base, upper: &Path) -> Result<()> {
-        let what = format!(
-            "{} is to be merged into {}",
-            upper.display(),
-            lower.display()
-        );
-        Err(Error::new(Code::System, what)
-            .hint("that is possible only while the disk is attached: attach it, then try again"))
+    fn merge_files(&self, lower: &Path, kind: Base, upper: &Path) -> Result<()> {
+        offline::merge(lower, format(kind), upper, &mut Shown::new()).map(drop)
+    }
+
+    fn grow(&self, device: &Device, sectors: u64) -> Result<()> {
+        let what = format!("growing {}", device.device.display());
+        operate(device, &OpStart::new(abi::OP_GROW, 0, sectors), &what).map(drop)
+    }
+
+    fn grow_file(&self, path: &Path, kind: Base, sectors: u64) -> Result<()> {
+        match kind {
+            Base::Raw => offline::grow_raw(path, sectors.saturating_mul(SECTOR_BYTES), Space::Thin),
+            Base::Ploop1 => offline::grow(path, sectors, &mut Shown::new()),
+        }
+        .map(drop)
+    }
+
+    fn compact(&self, device: &Device) -> Result<u64> {
+        let what = format!("compacting {}", device.device.display());
+        operate(device, &OpStart::new(abi::OP_COMPACT, 0, 0), &what).map(|s| s.freed)
+    }
+
+    fn compact_file(&self, path: &Path) -> Result<u64> {
+        let done = offline::compact(path, Zeros::Keep, &mut Shown::new())?;
+        Ok(done.len_before.saturating_sub(done.len))
+    }
+
+    fn settle(&self, device: &Device) -> Result<()> {
+        let node = open(device)?;
+        // A module without long operations has none.
+        while node.op_status().is_ok_and(|s| s.state == abi::OP_RUNNING) {
+            sleep(PAUSE);
+        }
+        Ok(())
+    }
+}
+
+fn format(kind: Base) -> Format {
+    match kind {
+        Base::Raw => Format::Raw,
+        Base::Ploop1 => Format::Ploop1,
     }
 }
 
@@ -119,13 +155,13 @@ fn refused(device: &Device, what: &str, e: Errno) -> Error {
 /// early and cleanly.
 pub fn operate(device: &Device, start: &OpStart, what: &str) -> Result<OpStatus> {
     let node = open(device)?;
-    let mut requests = Requests::begin();
+    let mut shown = Shown::new();
     let serial = match node.op_start(start) {
         Ok(serial) => serial,
         Err(Errno::EBUSY) => adopt(device, &node, start)?,
         Err(e) => return Err(refused(device, "begin", e)),
     };
-    let mut progress = Progress::new(what);
+    let mut told = None;
     let mut is_cancelled = false;
     let status = loop {
         let status = node
@@ -134,8 +170,8 @@ pub fn operate(device: &Device, start: &OpStart, what: &str) -> Result<OpStatus>
         if status.serial != serial || status.state != abi::OP_RUNNING {
             break status;
         }
-        progress.tell(status.done, status.total);
-        if !is_cancelled && requests.is_end_asked() {
+        tell(&mut shown, what, &mut told, &status);
+        if !is_cancelled && shown.go() != Go::On {
             is_cancelled = true;
             // Nothing to cancel: it is over.
             let _ = node.op_cancel();
@@ -143,7 +179,7 @@ pub fn operate(device: &Device, start: &OpStart, what: &str) -> Result<OpStatus>
         }
         sleep(PAUSE);
     };
-    drop(progress);
+    shown.end();
     if status.serial != serial {
         let what = format!("{what}: another operation began before its end was seen");
         return Err(Error::new(Code::Busy, what));
@@ -159,6 +195,19 @@ pub fn operate(device: &Device, start: &OpStart, what: &str) -> Result<OpStatus>
                 .hint("'dmesg' may say more"))
         }
     }
+}
+
+/// Shows how far it is; `told` is how far it was, once the total is known.
+fn tell(shown: &mut Shown, what: &str, told: &mut Option<u64>, status: &OpStatus) {
+    if status.total == 0 {
+        return;
+    }
+    let before = *told.get_or_insert_with(|| {
+        shown.begin(what, status.total);
+        0
+    });
+    shown.advance(status.done.saturating_sub(before));
+    *told = Some(status.done.max(before));
 }
 
 /// The number of the operation that keeps ours from beginning, if it is the same.

@@ -54,6 +54,21 @@ pub trait Outside {
     /// smaller. Begun again after it was ended, it goes on.
     fn merge_files(&self, lower: &Path, kind: Base, upper: &Path) -> Result<()>;
 
+    /// Gives the running device another size.
+    fn grow(&self, device: &Device, sectors: u64) -> Result<()>;
+
+    /// Gives the image of a top that nobody has attached another size.
+    fn grow_file(&self, path: &Path, kind: Base, sectors: u64) -> Result<()>;
+
+    /// Makes the image of the top of the running device shorter; by how many bytes.
+    fn compact(&self, device: &Device) -> Result<u64>;
+
+    /// The same for an image that nobody has attached.
+    fn compact_file(&self, path: &Path) -> Result<u64>;
+
+    /// Waits until no long operation runs on the device.
+    fn settle(&self, device: &Device) -> Result<()>;
+
     /// Told after every step of an operation.
     fn step(&self, _name: &str) {}
 }

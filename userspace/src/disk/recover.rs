@@ -21,8 +21,10 @@ use std::path::Path;
 
 /// What is to become of an unfinished operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
+    /// What is left is done.
     Complete,
+    /// What was done is taken back.
     Undo,
 }
 
@@ -112,6 +114,7 @@ impl Opened {
             Operation::Replace { old, new, .. } => self.judge_new(outside, new, |me| {
                 Ok(me.is_marked(new)? && !me.is_marked(old)?)
             }),
+            Operation::Grow { sectors } => self.judge_grown(outside, *sectors),
             // These take effect with the descriptor.
             Operation::Switch { .. } | Operation::Delete { .. } | Operation::Merge { .. } => {
                 Ok(Verdict::Undo)
@@ -182,7 +185,7 @@ impl Opened {
                 self.drop_file(outside, old)?
             }
             Operation::Merge { upper, .. } => self.drop_file(outside, upper)?,
-            Operation::Snapshot { .. } | Operation::Replace { .. } => {}
+            Operation::Snapshot { .. } | Operation::Replace { .. } | Operation::Grow { .. } => {}
         }
         Ok(())
     }
@@ -192,9 +195,10 @@ impl Opened {
             Operation::Snapshot { new, .. } | Operation::Switch { new, .. } => {
                 self.drop_file(outside, new)
             }
-            Operation::Delete { .. } | Operation::Merge { .. } | Operation::Replace { .. } => {
-                Ok(())
-            }
+            Operation::Delete { .. }
+            | Operation::Merge { .. }
+            | Operation::Replace { .. }
+            | Operation::Grow { .. } => Ok(()),
         }
     }
 

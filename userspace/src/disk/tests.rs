@@ -348,6 +348,27 @@ fn merging_all() {
 }
 
 #[test]
+fn growing() {
+    for online in [false, true] {
+        everywhere(&Case {
+            forked: true,
+            online,
+            operation: |d, f| {
+                let was = d.descriptor().disk().size_sectors;
+                assert!(d.grow(f, was - 1).is_err());
+                assert!(!d.grow(f, was)?);
+                assert!(d.grow(f, was * 4)?);
+                assert_eq!(d.descriptor().disk().size_sectors, was * 4);
+                Ok(())
+            },
+            rolls_back_to: None,
+            keeps_old: false,
+            steps_min: 5,
+        });
+    }
+}
+
+#[test]
 fn replacing_an_image() {
     for online in [false, true] {
         everywhere(&Case {
@@ -521,4 +542,38 @@ fn a_descriptor_changed_by_others_meanwhile_is_left_alone() {
         .unwrap_err();
     assert!(e.to_string().contains("changed by another program"), "{e}");
     assert_eq!(fs::read_to_string(&rig.path).unwrap(), text);
+}
+
+/// The same with the real work on files, and a top that is larger than what it is merged into.
+#[test]
+fn real_files_are_merged_and_grown() {
+    let live = Live::default();
+    for whole in [false, true] {
+        let mut rig = Rig::new(false);
+        let larger = fake::SECTORS * 64;
+        assert!(rig.open().grow(&live, larger).unwrap());
+        rig.write(6, 9);
+        let before = rig.views();
+        if whole {
+            rig.open().merge_all(&live).unwrap();
+            assert_eq!(rig.views().len(), 1);
+        } else {
+            assert_eq!(rig.open().delete(&live, A).unwrap(), Removal::Merged);
+            assert_eq!(rig.view(B), before[&B]);
+        }
+        assert_eq!(rig.view(Guid::TOP), rig.guest);
+        assert_eq!(rig.descriptor().disk().size_sectors, larger);
+        rig.is_tidy();
+    }
+}
+
+#[test]
+fn a_crashed_disk_is_merged() {
+    let rig = Rig::new(false);
+    rig.attach();
+    rig.fake.power_cut();
+    let live = Live::default();
+    rig.open().merge_all(&live).unwrap();
+    assert_eq!(rig.view(Guid::TOP), rig.guest);
+    rig.is_tidy();
 }

@@ -213,9 +213,10 @@ impl Fake {
             fs::create_dir_all(store::dir_of(&path)).unwrap();
             fs::write(path, format!("{text}\n")).unwrap();
         };
+        let size = header(chain.last().unwrap()).1.size_sectors.to_string();
         let ro = if self.is_read_only.get() { "1" } else { "0" };
         for (name, text) in [
-            ("size", SECTORS.to_string().as_str()),
+            ("size", size.as_str()),
             ("ro", ro),
             ("pstate/running", "1"),
             ("pstate/top", &top.to_string()),
@@ -297,6 +298,39 @@ impl Outside for Fake {
     fn merge_files(&self, lower: &Path, _: Base, upper: &Path) -> Result<()> {
         self.may()?;
         self.move_down(lower, upper, false);
+        Ok(())
+    }
+
+    fn grow(&self, _: &Device, sectors: u64) -> Result<()> {
+        let top = self.top().unwrap();
+        self.grow_file(&top, Base::Ploop1, sectors)
+    }
+
+    fn grow_file(&self, path: &Path, _: Base, sectors: u64) -> Result<()> {
+        self.may()?;
+        self.step("growing");
+        let (image, header) = header(path);
+        let cluster = header.cluster;
+        let mut larger = Header::new(header.version, cluster, sectors).unwrap();
+        larger.mark = header.mark;
+        assert_eq!(larger.first_data, header.first_data);
+        image
+            .file()
+            .write_all_at(larger.encode().as_bytes(), 0)
+            .unwrap();
+        self.step("the image has grown");
+        Ok(())
+    }
+
+    fn compact(&self, _: &Device) -> Result<u64> {
+        self.may().map(|()| 1)
+    }
+
+    fn compact_file(&self, _: &Path) -> Result<u64> {
+        self.may().map(|()| 1)
+    }
+
+    fn settle(&self, _: &Device) -> Result<()> {
         Ok(())
     }
 
