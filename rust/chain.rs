@@ -512,6 +512,13 @@ impl Chain {
         self.word(cluster).place()
     }
 
+    /// Gets memory for new words ready. May wait for it.
+    pub(crate) fn refill(&self) {
+        if let Some(map) = &self.map {
+            map.refill();
+        }
+    }
+
     /// The word of a cluster, to be changed, made if needed. Memory for it may be had by sleeping.
     pub(crate) fn word_mut(&self, cluster: Cluster) -> Result<&Atomic<u64>> {
         self.map.as_ref().ok_or(EINVAL)?.get_or_alloc(cluster.0)

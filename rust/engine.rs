@@ -138,6 +138,8 @@ pub(crate) struct Engine<D: Disk> {
     shared: Arc<Shared>,
     /// An index write or sync has failed: the image takes no more writes (see [`index_wb`]).
     is_poisoned: Atomic<bool>,
+    /// Slots can share blocks of the file system, as far as is known.
+    clones: Atomic<bool>,
     #[pin]
     slow: SpinLock<Slow<D>>,
     /// Held while the top of the engine before is being finished: commits wait for that.
@@ -234,6 +236,7 @@ impl<D: Disk> Engine<D> {
                 workers,
                 shared,
                 is_poisoned: Atomic::new(false),
+                clones: Atomic::new(true),
                 slow <- new_spinlock!(slow),
                 gate <- new_mutex!(()),
                 commit <- new_mutex!(pages),

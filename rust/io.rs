@@ -126,6 +126,13 @@ impl Io {
         self.file().as_file().punch(range)
     }
 
+    /// Makes `len` bytes from `to` on share what `from` has at `pos`, where the file system can do
+    /// that.
+    pub(crate) fn clone_range(&self, to: u64, from: &Self, pos: u64, len: u64) -> Result {
+        let (to_file, from_file) = (self.file().as_file(), from.file().as_file());
+        to_file.clone_range(to, from_file, pos, len)
+    }
+
     /// Makes `range` read as zeros, keeping its space.
     pub(crate) fn zero(&self, range: Range<u64>) -> Result {
         self.file().as_file().zero(range)

@@ -362,19 +362,29 @@ impl Delta {
         self.with_format(format)
     }
 
-    /// The delta, not in use by requests, made fit for a disk of `size_sectors`, if it is smaller.
-    /// EFBIG if its index would need clusters that hold data.
-    pub(crate) fn fit(&self, size_sectors: u64, device: u32) -> Result<Option<Self>> {
+    /// Slots that may hold data and that the index of a disk of `size_sectors` would need.
+    pub(crate) fn in_the_way(&self, size_sectors: u64) -> Result<Range<ImageCluster>> {
+        let first = |format: &Format| match format {
+            Format::Ploop1(f) => f.header().first_data,
+            Format::Raw(_) => ImageCluster(0),
+        };
+        let old = first(&self.format);
+        let new = match self.format.size_sectors() < size_sectors {
+            true => first(&self.resized(size_sectors)?.format),
+            false => old,
+        };
+        Ok(old..new)
+    }
+
+    /// The delta, which nobody writes, made fit for a disk of `size_sectors`, if it is smaller. What
+    /// is in the way must have been moved, durably.
+    pub(crate) fn fit(&self, size_sectors: u64) -> Result<Option<Self>> {
         if self.format.size_sectors() >= size_sectors {
             return Ok(None);
         }
         let new = self.resized(size_sectors)?;
         match (&self.format, &new.format) {
             (Format::Ploop1(old), Format::Ploop1(format)) => {
-                if format.header().first_data != old.header().first_data {
-                    pr_err!("ploop{device}: the lower image has no room for a larger index: resize it first\n");
-                    return Err(EFBIG);
-                }
                 let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
                 let end = new.cluster_bytes(format.header().first_data);
                 self.zero_index_tail(old, start..end)?;

@@ -76,7 +76,12 @@ impl Device {
     }
 
     /// Moves all clusters out of these slots, durably, and keeps others from getting there.
-    fn vacate(&self, ops: &Ops, engine: &Arc<Engine<Self>>, slots: Range<ImageCluster>) -> Result {
+    pub(super) fn vacate(
+        &self,
+        ops: &Ops,
+        engine: &Arc<Engine<Self>>,
+        slots: Range<ImageCluster>,
+    ) -> Result {
         if slots.start >= slots.end {
             return Ok(());
         }

@@ -16,7 +16,12 @@ use crate::{
     engine::{merge::Moved, Closed, Engine, Parts},
     sys::{self, gen_disk::DiskRef, pages::PageBuf, prelude::*},
 };
-use ploop_pure::{abi, rate::Pace, units::Level};
+use core::ops::Range;
+use ploop_pure::{
+    abi,
+    rate::Pace,
+    units::{ImageCluster, Level},
+};
 
 /// Pages of the buffer that clusters are copied through.
 const BUF_PAGES: usize = 64;
@@ -59,7 +64,9 @@ impl Device {
         };
         let dest = Arc::new(lower.open_writer(self.index)?, GFP_KERNEL)?;
         let is_top = source.0 == engine.chain.top_level();
-        let result = self.fit(&dest, &source.1).and_then(|dest| {
+        let below = Level(source.0 .0.saturating_sub(1));
+        let fit = self.fit(ops, &engine, below, &dest, &source.1);
+        let result = fit.and_then(|dest| {
             if is_top {
                 self.merge_top(disk, ops, &engine, dest)
             } else {
@@ -74,10 +81,22 @@ impl Device {
         result
     }
 
-    /// Marks the destination and makes it as large as the source.
-    fn fit(&self, dest: &Arc<Delta>, source: &Delta) -> Result<Arc<Delta>> {
+    /// Marks the destination, which is the delta of `level`, and makes it as large as the source.
+    fn fit(
+        &self,
+        ops: &Ops,
+        engine: &Arc<Engine<Self>>,
+        level: Level,
+        dest: &Arc<Delta>,
+        source: &Delta,
+    ) -> Result<Arc<Delta>> {
         dest.mark(self.index)?;
-        match dest.fit(source.format().size_sectors(), self.index) {
+        let size = source.format().size_sectors();
+        let room = dest.in_the_way(size).and_then(|slots| match slots.is_empty() {
+            true => Ok(()),
+            false => self.make_room(ops, engine, level, dest, slots),
+        });
+        match room.and_then(|()| dest.fit(size)) {
             Ok(Some(larger)) => Ok(Arc::new(larger, GFP_KERNEL)?),
             Ok(None) => Ok(dest.clone()),
             Err(e) => {
@@ -86,6 +105,46 @@ impl Device {
                 Err(e)
             }
         }
+    }
+
+    /// Moves what `dest` has in `slots`, where its larger index is to be, and lets requests, which
+    /// know it as the delta of `level`, find it.
+    fn make_room(
+        &self,
+        ops: &Ops,
+        engine: &Arc<Engine<Self>>,
+        level: Level,
+        dest: &Arc<Delta>,
+        slots: Range<ImageCluster>,
+    ) -> Result {
+        let mut deltas = KVec::with_capacity(1, GFP_KERNEL)?;
+        deltas.push(dest.clone(), GFP_KERNEL)?;
+        let (chain, used) = Chain::load(deltas, self.index)?;
+        let parts = Parts::of_top(&chain, &used, self.index)?;
+        let shared = engine.shared().clone();
+        let alone = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let moved = self.vacate(ops, &alone, slots);
+        alone.quiet();
+        moved.and_then(|()| alone.commit())?;
+        let mut from = 0;
+        while let Some(cluster) = alone.chain.next_in(Level(0), from) {
+            if let Some(to) = alone.chain.slot_of(Level(0), cluster) {
+                while !engine.repoint_cluster(cluster, level, to) {
+                    ops.check()?;
+                    if engine.has_parked() {
+                        return Err(ENOSPC);
+                    }
+                    sys::sleep_ms(BUSY_MS);
+                }
+            }
+            match cluster.0.checked_add(1) {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        // Reads of the old places end before these become a part of the index.
+        self.epoch.wait();
+        Ok(())
     }
 
     /// Moves all clusters of the source of `engine`'s merge, and makes that durable.

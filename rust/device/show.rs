@@ -15,10 +15,11 @@ use crate::{
 };
 use core::fmt::Write;
 
-static STATE_FILES: Files<Device, 1, 18> = Files::new([
+static STATE_FILES: Files<Device, 1, 19> = Files::new([
     c"aborted",
     c"allocated_clusters",
     c"block_size",
+    c"cloned_clusters",
     c"commits",
     c"cookie",
     c"discard_mode",
@@ -162,6 +163,7 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
         b"aborted" => engine.is_some_and(|e| e.is_poisoned()).into(),
         b"allocated_clusters" => count(|s| &s.allocated),
         b"block_size" => view.cluster_sectors.into(),
+        b"cloned_clusters" => count(|s| &s.cloned),
         b"commits" => count(|s| &s.commits),
         b"cookie" => {
             let len = view.cookie.iter().position(|b| *b == 0).unwrap_or(0);

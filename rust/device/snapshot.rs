@@ -112,7 +112,7 @@ impl Device {
 }
 
 impl Steps<'_> {
-    fn run(&self, control: &mut Control, mut fs: Option<FrozenFs>) -> Result {
+    fn run(&self, control: &mut Control, fs: Option<FrozenFs>) -> Result {
         let this = self.disk.driver();
         let (mut snapshot, mut action) = Snapshot::start();
         let (mut unfinished, mut closed) = (None, Closed::ReadOnly);
@@ -124,11 +124,7 @@ impl Steps<'_> {
                 Action::Switch => {
                     // Until this is let go, no commit of the new top begins.
                     gate = Some(self.new.gate.lock());
-                    self.switch(control).map(|u| {
-                        unfinished = Some(u);
-                        // The moment that the snapshot is of has passed.
-                        fs = None;
-                    })
+                    self.switch(control).map(|u| unfinished = Some(u))
                 }
                 Action::FinishOld => unfinished
                     .take()
@@ -138,6 +134,8 @@ impl Steps<'_> {
                 Action::UnmarkOld => self.unmark_old(closed),
                 Action::Done => {
                     drop(gate.take());
+                    // Not before: thawing writes durably, which is a commit of the new top.
+                    drop(fs);
                     self.new.begin();
                     self.disk.notify_change();
                     return Ok(());

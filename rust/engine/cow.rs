@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Copy on write: a slot of the top is completed from the lower delta that holds the cluster.
 //!
-//! The copy goes through a few buffers that the engine has from the start; who finds none waits
+//! Where both files are on one file system that can share blocks between files, the slot shares
+//! those of the lower delta's: nothing is copied until one of them is written.
+//!
+//! Elsewhere the copy goes through a few buffers that the engine has from the start; who finds none waits
 //! for one. What reads as zeros is not written: a slot that was just taken reads as zeros too.
 
 use super::{is_no_space, lockout::wake, Disk, Engine, Phase};
@@ -72,9 +75,12 @@ impl<D: Disk> Engine<D> {
         let page = PAGE_BYTES as u64;
         let head = 0..start.next_multiple_of(page);
         let tail = (end - end % page)..size;
-        let copied = self
-            .copy_range(copy, head, &mut buf)
-            .and_then(|()| self.copy_range(copy, tail, &mut buf));
+        let copied = match self.clone_slot(copy) {
+            true => Ok(()),
+            false => self
+                .copy_range(copy, head, &mut buf)
+                .and_then(|()| self.copy_range(copy, tail, &mut buf)),
+        };
         self.give_buffer_back(buf);
         let event = match copied {
             Ok(()) => Event::Ok,
@@ -103,8 +109,37 @@ impl<D: Disk> Engine<D> {
         wake(woken);
     }
 
+    /// Lets the slot share what the other one has. False if that cannot be done; it is not tried
+    /// again then.
+    fn clone_slot(&self, copy: Copy) -> bool {
+        if !self.clones.load(Relaxed) {
+            return false;
+        }
+        let cloned = self.chain.delta(copy.level).ok_or(EIO).and_then(|lower| {
+            let top = self.chain.top().ok_or(EIO)?;
+            let size = self.chain.cluster();
+            let (from, to) = (size.offset(copy.from), size.offset(copy.to));
+            top.io().clone_range(to, lower.io(), from, size.bytes())
+        });
+        match cloned {
+            Ok(()) => self.shared.stats.cloned.add(1, Relaxed),
+            // No space for what describes the blocks; there may be some for a copy.
+            Err(e) if is_no_space(e) => {}
+            Err(_) => self.clones.store(false, Relaxed),
+        }
+        cloned.is_ok()
+    }
+
+    /// Copies a whole cluster to a slot that reads as zeros.
+    pub(super) fn copy_slot(&self, copy: Copy, buf: &mut PageBuf) -> Result {
+        if self.clone_slot(copy) {
+            return Ok(());
+        }
+        self.copy_range(copy, 0..self.chain.cluster().bytes(), buf)
+    }
+
     /// Copies `range` of the cluster, in bytes, whole pages, to a slot that reads as zeros.
-    pub(super) fn copy_range(&self, copy: Copy, range: Range<u64>, buf: &mut PageBuf) -> Result {
+    fn copy_range(&self, copy: Copy, range: Range<u64>, buf: &mut PageBuf) -> Result {
         let lower = self.chain.delta(copy.level).ok_or(EIO)?;
         let top = self.chain.top().ok_or(EIO)?;
         let size = self.chain.cluster();

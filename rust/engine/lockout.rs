@@ -171,6 +171,33 @@ impl<D: Disk> Engine<D> {
         Some(Some(slot))
     }
 
+    /// Tells requests that a cluster of a lower delta is in another slot of it. False if somebody
+    /// has it locked and may be copying from there.
+    pub(crate) fn repoint_cluster(
+        &self,
+        cluster: Cluster,
+        level: Level,
+        to: ImageCluster,
+    ) -> bool {
+        match self.try_lock(cluster, level) {
+            None => false,
+            Some(None) => true,
+            Some(Some(_)) => {
+                let woken = {
+                    let mut slow = self.slow.lock();
+                    self.chain.repoint(level, cluster, to);
+                    if let Ok(word) = self.chain.word_mut(cluster) {
+                        let now = Word::from_bits(word.load(Relaxed)).unlocked();
+                        word.store(now.bits(), Release);
+                    }
+                    slow.lock_waiters.take(cluster)
+                };
+                wake(woken);
+                true
+            }
+        }
+    }
+
     /// Unlocks a cluster, changing its place if that is wanted, and lets all who wait for it try
     /// again. After a change the cluster's index page is dirty; it will be written within
     /// [`COMMIT_DELAY_MS`](super::index_wb::COMMIT_DELAY_MS) if no flush comes.

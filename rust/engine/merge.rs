@@ -49,8 +49,7 @@ impl<D: Disk> Engine<D> {
                 from,
                 to,
             };
-            let size = self.chain.cluster().bytes();
-            match noio(|| self.copy_range(copy, 0..size, buf)) {
+            match noio(|| self.copy_slot(copy, buf)) {
                 Ok(()) => Ok(to),
                 Err(e) => {
                     if hidden.is_none() {
@@ -102,8 +101,7 @@ impl<D: Disk> Engine<D> {
         };
         let copied = slot.and_then(|to| {
             let level = top;
-            let size = self.chain.cluster().bytes();
-            match noio(|| self.copy_range(Copy { level, from, to }, 0..size, buf)) {
+            match noio(|| self.copy_slot(Copy { level, from, to }, buf)) {
                 Ok(()) => Ok(to),
                 Err(e) => {
                     self.slow.lock().alloc.give_back(to);

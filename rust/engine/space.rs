@@ -128,6 +128,7 @@ impl<D: Disk> Engine<D> {
     /// The work item: cleans what came back, grows the file, and lets those who wait try again.
     /// Without space they go on waiting, and it is tried again before long.
     pub(super) fn run_make_space(self: Arc<Self>) {
+        noio(|| self.chain.refill());
         match noio(|| self.make_space_now()) {
             Ok(()) => {
                 let waiters = self.slow.lock().space_waiters.take();

@@ -15,6 +15,8 @@ pub(crate) struct Stats {
     pub(crate) requests: Atomic<u64>,
     /// Slots taken by writes to holes.
     pub(crate) allocated: Atomic<u64>,
+    /// Clusters copied by sharing blocks.
+    pub(crate) cloned: Atomic<u64>,
     /// Clusters unmapped by discards.
     pub(crate) discarded: Atomic<u64>,
     /// Commits done.
@@ -42,6 +44,7 @@ impl Shared {
             stats: Stats {
                 requests: Atomic::new(0),
                 allocated: Atomic::new(0),
+                cloned: Atomic::new(0),
                 discarded: Atomic::new(0),
                 commits: Atomic::new(0),
                 index_pages: Atomic::new(0),

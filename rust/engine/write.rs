@@ -11,7 +11,7 @@ use crate::{
 };
 use ploop_pure::{
     flow::{Action, Coverage, Durability, Event, Write},
-    map::Word,
+    map::{Place, Word},
     units::{ImageCluster, Level},
 };
 
@@ -57,6 +57,14 @@ impl<D: Disk> Engine<D> {
         let word = self.chain.word(extent.cluster);
         if word.is_closed() {
             return self.wait_for_cluster(rq);
+        }
+        let is_hole = word.place() == Place::Hole;
+        if is_hole && !word.is_locked() && rq.op() == Op::Write && rq.is_zero() {
+            // It reads as zeros already. That may be because of a discard that is not durable yet.
+            return match durability {
+                Durability::Volatile => rq.end(Ok(())),
+                Durability::Fua => self.join_commit(rq),
+            };
         }
         let mut write = Write::new(durability, coverage, self.chain.top_level());
         let action = write.next(self.found(word, extent, durability));

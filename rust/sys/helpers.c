@@ -387,6 +387,23 @@ u64 ploop_file_space(struct file *file)
 	return (u64)st.f_bavail * st.f_bsize;
 }
 
+/* Whether all data of a write is zeros. */
+bool ploop_rq_is_zero(struct request *rq)
+{
+	struct req_iterator iter;
+	struct bio_vec bvec;
+
+	rq_for_each_segment(bvec, rq, iter) {
+		void *data = bvec_kmap_local(&bvec);
+		bool is_zero = !memchr_inv(data, 0, bvec.bv_len);
+
+		kunmap_local(data);
+		if (!is_zero)
+			return false;
+	}
+	return true;
+}
+
 void ploop_disk_event(struct gendisk *disk, char *env)
 {
 	char *envp[] = { env, NULL };

@@ -103,6 +103,7 @@ struct ploop_frozen_fs {
 
 int ploop_fs_freeze(struct gendisk *disk, struct ploop_frozen_fs *fs);
 void ploop_fs_thaw(struct ploop_frozen_fs *fs);
+bool ploop_rq_is_zero(struct request *rq);
 u64 ploop_file_space(struct file *file);
 void ploop_disk_event(struct gendisk *disk, char *env);
 void ploop_get_disk(struct gendisk *disk);

@@ -19,6 +19,7 @@ use super::{
 };
 use core::{cell::UnsafeCell, marker::PhantomData, mem, ptr, ptr::NonNull};
 use kernel::{
+    alloc::flags::{GFP_NOWAIT, __GFP_NOWARN},
     error::to_result,
     prelude::*,
     static_lock_class,
@@ -205,6 +206,12 @@ impl<D: Driver> Request<D> {
         unsafe { &*(*q).queuedata.cast::<D>() }
     }
 
+    /// Whether the data is zeros.
+    pub(crate) fn is_zero(&self) -> bool {
+        // SAFETY: We own the request, so its data too.
+        unsafe { bindings::ploop_rq_is_zero(self.0.as_ptr()) }
+    }
+
     /// Fills the data with zeros.
     pub(crate) fn zero_fill(&mut self) {
         let mut bio = field!(self, bio);
@@ -316,7 +323,7 @@ impl<D: Driver> Request<D> {
         };
         heap.clear();
         let nr = segments().count();
-        let fits = nr <= SEGMENTS_INLINE || heap.reserve(nr, GFP_KERNEL).is_err();
+        let fits = nr <= SEGMENTS_INLINE || heap.reserve(nr, GFP_NOWAIT | __GFP_NOWARN).is_err();
         let (mut nr, mut len) = (0, 0);
         for seg in segments() {
             let len_seg = seg.bv_len as usize;

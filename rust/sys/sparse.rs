@@ -4,7 +4,10 @@
 use super::PAGES;
 use core::ptr;
 use kernel::{
-    alloc::KVVec,
+    alloc::{
+        flags::{GFP_NOWAIT, __GFP_NOWARN},
+        KVVec,
+    },
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Full, Relaxed, Release},
@@ -13,9 +16,23 @@ use kernel::{
 };
 
 const PAGE_WORDS: usize = 512;
+/// Pages kept for when memory is short.
+const RESERVE: usize = 16;
 
 /// A page of words; arrays may share it.
-struct Page([Atomic<u64>; PAGE_WORDS]);
+struct Page {
+    words: [Atomic<u64>; PAGE_WORDS],
+}
+
+impl Page {
+    /// A page of zeros.
+    fn new(flags: kernel::alloc::Flags) -> Result<Arc<Self>> {
+        let words = pin_init::init_array_from_fn(|_| Ok::<_, Error>(Atomic::new(0)));
+        let page = Arc::init(kernel::try_init!(Self { words <- words }? Error), flags)?;
+        PAGES.add();
+        Ok(page)
+    }
+}
 
 impl Drop for Page {
     fn drop(&mut self) {
@@ -29,12 +46,14 @@ impl Drop for Page {
 ///
 /// # Invariants
 ///
-/// Each non-null pointer came from `Arc::into_raw`, and that reference is ours until drop; it is never
+/// Each non-null pointer, of the reserve too, came from `Arc::into_raw`, and that reference is ours until drop; it is never
 /// replaced.
 pub(crate) struct SparseWords {
     pages: KVVec<Atomic<*mut Page>>,
     len: u64,
     nr_allocated: Atomic<i64>,
+    /// For when memory is so short that getting some would wait for I/O.
+    reserve: [Atomic<*mut Page>; RESERVE],
 }
 
 // SAFETY: All words are atomic; the pages are reference counted.
@@ -59,6 +78,7 @@ impl SparseWords {
             pages,
             len,
             nr_allocated: Atomic::new(0),
+            reserve: [const { Atomic::new(ptr::null_mut()) }; RESERVE],
         })
     }
 
@@ -74,9 +94,7 @@ impl SparseWords {
             return Ok(word);
         }
         let entry = self.pages.get(idx as usize / PAGE_WORDS).ok_or(ERANGE)?;
-        let new = Page([const { Atomic::new(0) }; PAGE_WORDS]);
-        PAGES.add();
-        let new = Arc::into_raw(Arc::new(new, GFP_KERNEL)?);
+        let new = Arc::into_raw(self.new_page()?);
         // INVARIANT: From `Arc::into_raw`; set once.
         match entry.cmpxchg(ptr::null_mut(), new.cast_mut(), Full) {
             Ok(_) => {
@@ -91,7 +109,7 @@ impl SparseWords {
     fn page(&self, idx: usize) -> Option<&[Atomic<u64>; PAGE_WORDS]> {
         let page = self.pages.get(idx)?.load(Acquire);
         // SAFETY: A live page by the invariant, or null.
-        unsafe { page.as_ref() }.map(|page| &page.0)
+        unsafe { page.as_ref() }.map(|page| &page.words)
     }
 
     /// An array of `len` words, not fewer, that shares the pages that exist now: the same words.
@@ -109,6 +127,39 @@ impl SparseWords {
             }
         }
         Ok(new)
+    }
+
+    /// A page for who is in a request's way: at once, or from the reserve, or by waiting.
+    fn new_page(&self) -> Result<Arc<Page>> {
+        if let Ok(page) = Page::new(GFP_NOWAIT | __GFP_NOWARN) {
+            return Ok(page);
+        }
+        for place in &self.reserve {
+            let page = place.xchg(ptr::null_mut(), Full);
+            if !page.is_null() {
+                // SAFETY: From `Arc::into_raw` by the invariant; it is not in the reserve any more.
+                return Ok(unsafe { Arc::from_raw(page) });
+            }
+        }
+        Page::new(GFP_KERNEL)
+    }
+
+    /// Fills the reserve. May wait for memory, so not in a request's way.
+    pub(crate) fn refill(&self) {
+        for place in &self.reserve {
+            if !place.load(Relaxed).is_null() {
+                continue;
+            }
+            let Ok(page) = Page::new(GFP_KERNEL) else {
+                return;
+            };
+            let page = Arc::into_raw(page).cast_mut();
+            // INVARIANT: From `Arc::into_raw`.
+            if place.cmpxchg(ptr::null_mut(), page, Full).is_err() {
+                // SAFETY: Somebody else was first; ours was never shared.
+                drop(unsafe { Arc::from_raw(page) });
+            }
+        }
     }
 
     /// Calls `f` for every word that has memory.
@@ -155,7 +206,7 @@ impl SparseWords {
 
 impl Drop for SparseWords {
     fn drop(&mut self) {
-        for entry in &self.pages {
+        for entry in Iterator::chain(self.pages.iter(), &self.reserve) {
             let page = entry.load(Acquire);
             if !page.is_null() {
                 // SAFETY: From `Arc::into_raw` by the invariant; no reader of ours is left.

@@ -266,8 +266,12 @@ impl Alloc {
     }
 
     /// Gives up the free slots at the end: the file can be cut to what is returned, in clusters.
-    /// Slots whose release is not durable count as in use.
+    /// Slots whose release is not durable count as in use, and what is below the floor stays if the
+    /// file reaches it: it is a part of the index, whether slots above were handed out or not.
     pub fn cut(&mut self) -> u32 {
+        if self.limit >= self.floor.0 {
+            self.head = self.head.max(self.floor.0);
+        }
         while let Some(last) = self.head.checked_sub(1).map(ImageCluster) {
             if last < self.floor || !(self.clean.remove(last) || self.freed.remove(last)) {
                 break;
@@ -365,6 +369,15 @@ mod tests {
         a.set_floor(ImageCluster(12));
         grow(&mut a, 20);
         assert_eq!(a.take(), Take::Slot(ImageCluster(12)));
+    }
+
+    #[test]
+    fn the_index_of_an_empty_image_is_not_cut() {
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 1, 1, 20).unwrap();
+        a.set_floor(ImageCluster(3));
+        assert_eq!(a.cut(), 1);
+        grow(&mut a, 5);
+        assert_eq!((a.cut(), a.head(), a.limit()), (3, 3, 3));
     }
 
     #[test]

@@ -5,16 +5,23 @@
 
 use crate::rng::Rng;
 use crate::sim::{self, offline};
-use crate::{device, fuzz, ioctls, model, mutate, replay, seq};
+use crate::{device, fuzz, ioctls, load, model, mutate, replay, seq};
 use std::process::ExitCode;
 
 const HELP: &str = "\
 plooptest COMMAND...
   simulate [--seeds N] [--seed S]        power cuts over the model disk
   seqwrite DEV --ack FILE [--fua] [--prefill] [--seconds N] [--count C] [--blocks K]
-                                         write numbered blocks, each durable
+           [--length BYTES]              write numbered blocks, each durable, within so much
   acked FILE                             the number acknowledged last
-  seqverify DEV --acked N [--blocks K]   every acknowledged block is there
+  seqverify DEV --acked N [--blocks K] [--length BYTES]
+                                         every acknowledged block is there
+  load [--seed S] [--seconds N] [--stop FILE] [--jobs J] [--discard] [--tolerate] [--from FILE]
+       [--save FILE] [--written] [--apart BYTES] DEV
+                                         writes, discards, flushes, and reads compared, until FILE
+                                         is there; then all is compared, or only the MiB written;
+                                         with --apart 4 KiB written so far apart, once each
+  load-verify [--written] DEV FILE       the disk holds what load saved there
   replay --log DEV --target DEV --to MARK|ENTRY [--state FILE]
                                          what dm-log-writes logged up to there
   list-marks --log DEV                   its marks
@@ -29,9 +36,14 @@ plooptest COMMAND...
   model [--seed S] [--ops N] [--cluster-log L] [--version 1|2] [--raw] [--sectors N]
         DIR
                                          random operations compared with a model in memory
-  snapshot [--freeze] DEV IMAGE          SNAPSHOT
-  op DEV merge LEVEL|top | grow SECTORS | compact
-                                         a long operation from start to end
+  snapshot [--freeze] [--cluster-log N] [--read-only] [--format raw|ploop1] DEV IMAGE
+                                         SNAPSHOT
+  op [--rate BYTES] [--start] DEV merge LEVEL|top | grow SECTORS | compact
+                                         a long operation from start to end, or only its start
+  op-wait DEV, op-status DEV, op-cancel DEV, op-rate DEV BYTES
+                                         waits for it; prints `running|idle RESULT DONE TOTAL
+                                         FREED`; ends it early; limits its bytes a second
+  sync DEV                               SYNC
   mutate --seed S IN OUT                 a damaged copy of an image
   corpus [--seed S] [--count N] IMAGE SCRATCH
                                          attach that many damaged copies
@@ -151,6 +163,8 @@ fn run(command: &str, words: Words) -> Outcome {
         "seqwrite" => seq::write(words),
         "acked" => seq::acked(words),
         "seqverify" => seq::verify(words),
+        "load" => load::load(words),
+        "load-verify" => load::verify(words),
         "replay" => replay::replay(words),
         "list-marks" => replay::list_marks(words),
         "attach-raw" => device::attach_raw(words),
@@ -160,6 +174,11 @@ fn run(command: &str, words: Words) -> Outcome {
         "model" => model::model(words),
         "snapshot" => device::snapshot(words),
         "op" => device::op(words),
+        "op-wait" => device::op_wait(words),
+        "op-status" => device::op_status(words),
+        "op-cancel" => device::op_cancel(words),
+        "op-rate" => device::op_rate(words),
+        "sync" => device::sync(words),
         "mutate" => mutate::mutate(words),
         "corpus" => mutate::corpus(words),
         "help" => {
@@ -179,11 +198,13 @@ fn simulate(mut words: Words) -> Outcome {
     let [] = words.operands()?;
     let mut states = 0;
     for seed in seed..seed + seeds {
-        let tried = sim::run(&sim::Config::usual(), seed).map_err(Failure::Broken)?;
-        states += tried.states;
         for op in offline::Op::ALL {
             let cfg = offline::Config::usual(op);
             let tried = offline::run(&cfg, seed).map_err(Failure::Broken)?;
+            states += tried.states;
+        }
+        for cfg in sim::Config::all() {
+            let tried = sim::run(&cfg, seed).map_err(Failure::Broken)?;
             states += tried.states;
         }
     }

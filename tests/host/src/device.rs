@@ -7,7 +7,7 @@ use ploop_pure::abi;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Opens the control device.
 pub fn control() -> io::Result<File> {
@@ -196,25 +196,31 @@ pub fn detach_raw(words: Words) -> Outcome {
     Ok(())
 }
 
-/// `snapshot [--freeze] DEVICE IMAGE`
+/// `snapshot [--freeze] [--cluster-log N] [--read-only] [--format raw|ploop1] DEVICE IMAGE`
 pub fn snapshot(mut words: Words) -> Outcome {
     let flags = if words.flag("--freeze") {
         abi::FLAG_FS_SYNC
     } else {
         0
     };
+    let is_read = words.flag("--read-only");
+    let format = format(words.text("--format")?)?;
     let log = words.number("--cluster-log", 11)? as u32;
     let [path, image] = words.operands()?;
-    let image = OpenOptions::new().read(true).write(true).open(image)?;
-    let arg = add_delta(&image, abi::FORMAT_PLOOP1, log, flags);
+    let image = OpenOptions::new().read(true).write(!is_read).open(image)?;
+    let arg = add_delta(&image, format, log, flags);
     let bytes = &arg.as_bytes()[..size_of::<abi::Ctl>() + size_of::<abi::Chunk>()];
     let done = Device::open(&path)?.call(abi::SNAPSHOT, Arg::Bytes(bytes));
     done.map(drop)
         .map_err(|e| Failure::Broken(format!("refused: {e}")))
 }
 
-/// `op DEVICE merge LEVEL|top` or `op DEVICE grow SECTORS` or `op DEVICE compact`
-pub fn op(words: Words) -> Outcome {
+/// `op [--rate N] [--start] DEVICE merge LEVEL|top` or `... grow SECTORS` or `... compact`
+///
+/// With `--start` it is only started: it goes on by itself.
+pub fn op(mut words: Words) -> Outcome {
+    let rate = words.number("--rate", 0)?;
+    let only_start = words.flag("--start");
     let words = words.all_operands()?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let (path, op) = match words[..] {
@@ -225,16 +231,75 @@ pub fn op(words: Words) -> Outcome {
         _ => return Err(Failure::Trouble(format!("no operation {words:?}"))),
     };
     let mut device = Device::open(path)?;
-    let arg = abi::OpStart::new(op.0, op.1, op.2);
+    let mut arg = abi::OpStart::new(op.0, op.1, op.2);
+    arg.rate = rate;
     device
         .call(abi::OP_START, Arg::Bytes(arg.as_bytes()))
         .map_err(|e| Failure::Broken(format!("refused: {e}")))?;
-    let disk = File::open(path)?;
+    if only_start {
+        return Ok(());
+    }
+    ended(&device_status(&mut device, abi::OP_WAIT)?)
+}
+
+/// What OP_STATUS or OP_WAIT say.
+fn device_status(device: &mut Device, request: u32) -> Result<abi::OpStatus, Failure> {
+    let disk = File::open(device.path())?;
     let arg = abi::OpStatus::read();
     let arg = Arg::Bytes(arg.as_bytes());
-    let (_, out) = device.memory.ioctl(&disk, abi::OP_WAIT, arg)?;
-    match i32::from_ne_bytes(std::array::from_fn(|i| out[16 + i])) {
+    let (_, out) = device.memory.ioctl(&disk, request, arg)?;
+    abi::OpStatus::read_from_prefix(&out)
+        .map(|(status, _)| status)
+        .map_err(|_| Failure::Trouble("no status".into()))
+}
+
+fn ended(status: &abi::OpStatus) -> Outcome {
+    match status.result {
         0 => Ok(()),
-        e => Err(Failure::Broken(format!("ended with errno {}", -e))),
+        e => Err(Failure::Broken(format!(
+            "ended with errno {}",
+            e.unsigned_abs()
+        ))),
     }
+}
+
+/// `op-wait DEVICE`: until no operation runs; fails as it did.
+pub fn op_wait(words: Words) -> Outcome {
+    let [path] = words.operands()?;
+    ended(&device_status(&mut Device::open(&path)?, abi::OP_WAIT)?)
+}
+
+/// `op-status DEVICE`: prints `running|idle RESULT DONE TOTAL FREED`.
+pub fn op_status(words: Words) -> Outcome {
+    let [path] = words.operands()?;
+    let s = device_status(&mut Device::open(&path)?, abi::OP_STATUS)?;
+    let state = match s.state {
+        abi::OP_RUNNING => "running",
+        _ => "idle",
+    };
+    let result = s.result.unsigned_abs();
+    println!("{state} {result} {} {} {}", s.done, s.total, s.freed);
+    Ok(())
+}
+
+/// `op-cancel DEVICE`: asks the operation to end early.
+pub fn op_cancel(words: Words) -> Outcome {
+    let [path] = words.operands()?;
+    Device::open(&path)?.call(abi::OP_CANCEL, Arg::Null)?;
+    Ok(())
+}
+
+/// `op-rate DEVICE BYTES`: the most bytes a second; 0 for no limit.
+pub fn op_rate(words: Words) -> Outcome {
+    let [path, rate] = words.operands()?;
+    let rate = parse(&rate)?;
+    Device::open(&path)?.call(abi::OP_RATE, Arg::Bytes(rate.as_bytes()))?;
+    Ok(())
+}
+
+/// `sync DEVICE`: SYNC.
+pub fn sync(words: Words) -> Outcome {
+    let [path] = words.operands()?;
+    Device::open(&path)?.call(abi::SYNC, Arg::Null)?;
+    Ok(())
 }

@@ -10,6 +10,7 @@ pub mod dev;
 pub mod device;
 pub mod fuzz;
 pub mod ioctls;
+pub mod load;
 pub mod model;
 pub mod mutate;
 pub mod replay;

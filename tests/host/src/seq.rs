@@ -21,8 +21,12 @@ struct Places {
 }
 
 impl Places {
-    fn new(disk: &mut File, nr: u64) -> Result<Self, Failure> {
-        let len = disk.seek(SeekFrom::End(0))?;
+    /// Spread over `len` bytes; 0: all that the disk has now.
+    fn new(disk: &mut File, nr: u64, len: u64) -> Result<Self, Failure> {
+        let len = match len {
+            0 => disk.seek(SeekFrom::End(0))?,
+            len => len,
+        };
         let stride = len / nr.max(1) / ALIGN as u64 * ALIGN as u64;
         if stride == 0 {
             return Err(Failure::Trouble("the disk is too small".into()));
@@ -52,7 +56,7 @@ fn open(path: &str, write: bool) -> Result<File, Failure> {
     file.map_err(|e| Failure::Trouble(format!("cannot open {path}: {e}")))
 }
 
-/// `seqwrite DEV --ack FILE [--fua] [--prefill] [--seconds N] [--blocks K] [--count C]`
+/// `seqwrite DEV --ack FILE [--fua] [--prefill] [--seconds N] [--blocks K] [--count C] [--length BYTES]`
 ///
 /// With `--prefill` all places are written and synced first: on a file, the FUA writes then change
 /// no metadata. (To a block device the kernel sends a FLUSH after each of them anyway.)
@@ -63,9 +67,10 @@ pub fn write(mut words: Words) -> Outcome {
     let seconds = words.number("--seconds", 10)?;
     let blocks = words.number("--blocks", 1000)?;
     let count = words.number("--count", u64::MAX)?;
+    let length = words.number("--length", 0)?;
     let [path] = words.operands()?;
     let mut disk = open(&path, true)?;
-    let places = Places::new(&mut disk, blocks)?;
+    let places = Places::new(&mut disk, blocks, length)?;
     let ack = File::create(ack)?;
     let mut buffer = Buffer::new(1);
     if prefill {
@@ -115,13 +120,14 @@ pub fn acked(words: Words) -> Outcome {
     Ok(())
 }
 
-/// `seqverify DEV --acked N [--blocks K]`
+/// `seqverify DEV --acked N [--blocks K] [--length BYTES]`
 pub fn verify(mut words: Words) -> Outcome {
     let acked = parse(&words.needed("--acked")?)?;
     let blocks = words.number("--blocks", 1000)?;
+    let length = words.number("--length", 0)?;
     let [path] = words.operands()?;
     let mut disk = open(&path, false)?;
-    let places = Places::new(&mut disk, blocks)?;
+    let places = Places::new(&mut disk, blocks, length)?;
     let mut newest = vec![0; usize::try_from(blocks).unwrap_or(0)];
     for n in 1..=acked {
         newest[places.place(n) as usize] = n;

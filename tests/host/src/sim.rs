@@ -1,34 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The crash simulator: writes, FUA writes and flushes run through the machines of `ploop_pure`
-//! on a model disk, one action at a time in an order drawn from a seed, and between any two
-//! actions the power is cut. What is found then must be a sound image that holds every promise.
+//! The crash simulator: requests, and operations that change the chain under them, run through
+//! the machines of `ploop_pure` on model disks, one action at a time in an order drawn from a
+//! seed, and between any two actions the power is cut. What is found then must be sound images
+//! that hold every promise.
 //!
-//! Below the image may lie another one, a lower delta that is only read: its contents are known by
-//! heart, and durable.
+//! Below the first image may lie another one, a lower delta that is only read: its contents are
+//! known by heart, and durable. A snapshot adds a second image, a merge takes it away again.
 //!
-//! Now and then the image found is attached again and used on.
+//! Now and then the images found are attached again and used on.
 
 pub mod blocks;
 pub mod disk;
 pub mod engine;
 pub mod guest;
+mod judge;
 pub mod offline;
+mod run;
 
-use crate::rng::Rng;
-use blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
+use blocks::{header_words, Blocks, WORDS};
 use disk::{Disk, Image, Stamp};
-use engine::Engine;
-use guest::Guest;
-use ploop_pure::check::{BatScan, Length, Problem};
-use ploop_pure::layout::ploop1::{Header, Mark, RawHeader, Version, HEADER_BYTES, HEADER_SLOTS};
+use engine::File;
+use ploop_pure::layout::ploop1::{Header, Version, HEADER_SLOTS};
 use ploop_pure::map::Place;
 use ploop_pure::units::{Cluster, ClusterSize, ImageCluster, Level};
-use zerocopy::little_endian::U32;
-use zerocopy::FromBytes;
+pub use run::{run, Tried};
 
-/// The level of the image.
-const TOP: Level = Level(1);
-/// The level of the lower delta.
+/// The level of the lower delta that is known by heart; the first image is on the next one.
 const BELOW: Level = Level(0);
 /// Stamps from here on are the lower delta's.
 const BELOW_STAMPS: Stamp = 1 << 30;
@@ -48,10 +45,50 @@ pub enum Fault {
     LengthForgotten,
     /// The in-use mark is not synced before the first change.
     MarkUnsynced,
+    /// The mark of a snapshot's new top and of a merge's destination is not synced before it changes.
+    ChainMarkUnsynced,
     /// The mark is cleared before the index is durable.
     MarkClearedEarly,
     /// A slot is published while the copy from the lower delta is still being written to it.
     PublishBeforeCopy,
+    /// A slot is taken away from a cluster while requests that looked it up still use it.
+    EpochNotWaited,
+    /// Commits of a new top do not wait until the old one is durable.
+    GateIgnored,
+    /// A merge's destination gives its cluster's slot to a write while the entry of the source
+    /// that hides it is not durable.
+    HiddenReusedEarly,
+    /// Such a slot is given to a write as it is.
+    HiddenUnclean,
+    /// A merge copies index pages of the destination before those of the source.
+    DestinationCopiedFirst,
+    /// A merge takes an entry of the destination for durable while the source still hides it.
+    SettledBeforeDrops,
+    /// A merge is given up, and slots of the source are free, before the drops of their entries
+    /// are durable.
+    UndoneEarly,
+    /// A file is cut before the index that names the new places is durable.
+    CutEarly,
+    /// The place for a larger index is made zero before the index that names the new places of
+    /// what stood there is durable.
+    VacatedUncommitted,
+    /// The place for a larger index is not made zero.
+    BatNotZeroed,
+    /// The place for a larger index is reserved while writes that took a slot there go on.
+    ReservedUnfrozen,
+}
+
+/// What is done to the chain while requests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Nothing.
+    None,
+    /// A snapshot of one image, a merge of two.
+    Chain,
+    /// Compaction.
+    Compact,
+    /// Growth of the disk.
+    Grow,
 }
 
 /// One workload.
@@ -67,10 +104,20 @@ pub struct Config {
     pub below: bool,
     /// Writes of a whole cluster among writes.
     pub whole_percent: u64,
+    /// Discards, or writes of zeroes, among reads and writes.
+    pub zero_percent: u64,
+    /// Reads among reads and writes.
+    pub read_percent: u64,
+    /// What is done to the chain.
+    pub op: Op,
+    /// How often, between attach and detach or crash.
+    pub ops: u32,
     /// Sectors that the disk keeps or loses at once, and the guest's block: 1 or 8.
     pub piece_sectors: usize,
     /// Requests between attach and detach or crash.
     pub requests: u32,
+    /// Requests whose I/O takes long.
+    pub slow_percent: u64,
     /// Requests in flight at most.
     pub in_flight: usize,
     /// Slots the file may have; the executor then lives on slots given back.
@@ -98,8 +145,13 @@ impl Config {
             nr_clusters: 12,
             below: true,
             whole_percent: 6,
+            zero_percent: 12,
+            read_percent: 8,
+            op: Op::None,
+            ops: 3,
             piece_sectors: 1,
             requests: 60,
+            slow_percent: 15,
             in_flight: 5,
             slots_max: u32::MAX,
             flush_percent: 12,
@@ -109,6 +161,29 @@ impl Config {
             cuts: 2,
             fault: Fault::None,
         }
+    }
+
+    /// One of each kind of workload, for a short look.
+    pub fn all() -> [Self; 5] {
+        let usual = Self::usual();
+        let base = Self {
+            below: false,
+            zero_percent: 35,
+            requests: 90,
+            ..usual.clone()
+        };
+        let op = |op, below| Self {
+            op,
+            below,
+            ..base.clone()
+        };
+        [
+            base.clone(),
+            op(Op::Chain, true),
+            op(Op::Compact, false),
+            op(Op::Grow, false),
+            usual,
+        ]
     }
 
     const fn cluster_size() -> u32 {
@@ -148,94 +223,13 @@ impl Config {
             Place::Hole => 0,
         }
     }
-}
 
-/// How much was tried.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Tried {
-    /// Actions.
-    pub steps: u64,
-    /// Images judged after a power cut.
-    pub states: u64,
-}
-
-/// An image as judged after a power cut.
-pub struct Found {
-    header: Header,
-    /// Slot of each cluster of the workload.
-    places: Vec<Option<ImageCluster>>,
-    /// First slot not in use.
-    end: u32,
-}
-
-struct Run<'a> {
-    cfg: &'a Config,
-    rng: Rng,
-    tried: Tried,
-    /// Where crash images are made.
-    scratch: Image,
-    /// Images that may carry a mark that says closed.
-    closed: Vec<Image>,
-}
-
-/// Runs `cfg` with `seed`: attach, work, crash and attach again twice, work, detach.
-pub fn run(cfg: &Config, seed: u64) -> Result<Tried, String> {
-    let mut run = Run {
-        cfg,
-        rng: Rng::new(seed),
-        tried: Tried::default(),
-        scratch: Image {
-            sectors: Vec::new(),
-            len: 0,
-        },
-        closed: Vec::new(),
-    };
-    let lives = run.lives();
-    lives.map_err(|what| format!("seed {seed}, after {:?}: {what}", run.tried))?;
-    Ok(run.tried)
-}
-
-impl Run<'_> {
-    fn lives(&mut self) -> Result<(), String> {
-        let (mut image, mut blocks, mut found) = self.created();
-        let mut guest = self.reread(&image, &found);
-        let mut next_stamp = 1;
-        for life in 0..3 {
-            let mut disk = Disk::new(image, self.cfg.piece_sectors);
-            disk.forgets_length = self.cfg.fault == Fault::LengthForgotten;
-            self.closed = vec![disk.live().clone()];
-            let mut e = Engine::new(self.cfg, &found, disk, guest, blocks, next_stamp);
-            e.header = e.header.opened();
-            self.write_header(&mut e, self.cfg.fault != Fault::MarkUnsynced)?;
-            if life == 2 {
-                self.work(&mut e, u64::MAX)?;
-                return match e.is_poisoned {
-                    true => Ok(()),
-                    false => self.close(&mut e),
-                };
-            }
-            let until = self.rng.below(600);
-            self.work(&mut e, until)?;
-            // The lights go out; the image judged last is attached again.
-            found = self.cut(&e)?;
-            next_stamp = e.next_stamp;
-            blocks = e.blocks.clone();
-            // The repair of attach: cut the tail, which may hold data that no entry names.
-            image = self.scratch.clone();
-            image.len = found.end as usize * self.cfg.cluster_sectors();
-            image.sectors.truncate(image.len);
-            guest = self.reread(&image, &found);
-        }
-        Ok(())
-    }
-
-    /// A new image, closed and empty.
-    fn created(&self) -> (Image, Blocks, Found) {
-        let sectors = u64::from(self.cfg.nr_entries) * u64::from(Config::cluster_size());
-        let cluster = ClusterSize::from_sectors(Config::cluster_size()).expect("a cluster size");
-        let header = Header::new(self.cfg.version, cluster, sectors).expect("a header");
-        let mut blocks = Blocks::default();
-        let len = header.first_data.0 as usize * self.cfg.cluster_sectors();
+    /// A new image, closed and empty, number `id`.
+    fn created(&self, id: u32, blocks: &mut Blocks) -> File {
+        let sectors = u64::from(self.nr_entries) * u64::from(Self::cluster_size());
+        let cluster = ClusterSize::from_sectors(Self::cluster_size()).expect("a cluster size");
+        let header = Header::new(self.version, cluster, sectors).expect("a header");
+        let len = header.first_data.0 as usize * self.cluster_sectors();
         let mut image = Image {
             sectors: vec![0; len],
             len,
@@ -243,169 +237,19 @@ impl Run<'_> {
         let mut block = [0; WORDS];
         block[..HEADER_SLOTS as usize].copy_from_slice(&header_words(&header));
         image.sectors[0] = blocks.stamp(block);
-        let found = Found {
-            header,
-            places: vec![None; self.cfg.nr_clusters],
-            end: header.first_data.0,
-        };
-        (image, blocks, found)
+        self.opened(id, image, header, vec![None; self.nr_clusters])
     }
 
-    /// A guest that reads the image as found.
-    fn reread(&self, image: &Image, found: &Found) -> Guest {
-        let places = &found.places;
-        let nr = self.cfg.cluster_sectors();
-        let mut read = Vec::new();
-        for (i, place) in places.iter().enumerate() {
-            for s in 0..nr {
-                read.push(match place {
-                    Some(at) => image.get(at.0 as usize * nr + s),
-                    None => self.cfg.read_below(i, s),
-                });
-            }
-        }
-        Guest::new(places.len(), nr, &read)
-    }
-
-    /// Writes page 0 with the header as it is now, and syncs.
-    fn write_header(&mut self, e: &mut Engine<'_>, sync: bool) -> Result<(), String> {
-        let page = e.page(0);
-        let op = e.disk.write(0, &page);
-        self.cuts(e)?;
-        e.disk.complete(op);
-        self.cuts(e)?;
-        self.sync(e, sync)
-    }
-
-    fn sync(&mut self, e: &mut Engine<'_>, sync: bool) -> Result<(), String> {
-        if sync {
-            let covered = e.disk.sync_start();
-            self.cuts(e)?;
-            e.disk.sync_end(covered);
-        }
-        self.cuts(e)
-    }
-
-    fn work(&mut self, e: &mut Engine<'_>, until: u64) -> Result<(), String> {
-        for _ in 0..until.min(100_000) {
-            if !e.step(&mut self.rng)? || e.is_poisoned {
-                break;
-            }
-            self.cuts(e)?;
-        }
-        Ok(())
-    }
-
-    /// A clean close: index, then the tail cut off, then the mark.
-    fn close(&mut self, e: &mut Engine<'_>) -> Result<(), String> {
-        let early = self.cfg.fault == Fault::MarkClearedEarly;
-        while !early && !e.is_clean() {
-            e.commit(&mut self.rng)?;
-            self.cuts(e)?;
-            if e.is_poisoned {
-                return Ok(());
-            }
-        }
-        let op = e
-            .disk
-            .set_len(e.alloc.head() as usize * self.cfg.cluster_sectors());
-        self.cuts(e)?;
-        e.disk.complete(op);
-        self.sync(e, !early)?;
-        e.header = e.header.closed(e.is_empty());
-        let mut last = e.disk.live().clone();
-        let page = e.page(0);
-        last.sectors[..PAGE_SECTORS].copy_from_slice(&page);
-        self.closed.push(last);
-        let op = e.disk.write(0, &page);
-        self.cuts(e)?;
-        e.disk.complete(op);
-        self.sync(e, true)?;
-        e.guest.promise_all();
-        let found = self.cut(e)?;
-        if found.header.mark != Mark::Closed {
-            return Err("the image is marked in use after a clean close".into());
-        }
-        Ok(())
-    }
-
-    fn cuts(&mut self, e: &Engine<'_>) -> Result<(), String> {
-        self.tried.steps += 1;
-        for _ in 0..self.cfg.cuts {
-            self.cut(e)?;
-        }
-        Ok(())
-    }
-
-    /// Cuts the power and judges what is found.
-    fn cut(&mut self, e: &Engine<'_>) -> Result<Found, String> {
-        self.tried.states += 1;
-        e.disk.crash(&mut self.rng, &mut self.scratch);
-        let image = &self.scratch;
-        let header = header_of(image, &e.blocks)?;
-        if header.mark != Mark::InUse && !self.closed.iter().any(|c| same(c, image, &e.blocks)) {
-            return Err("a changed image is not marked in use".into());
-        }
-        let found = self.scan(image, header, &e.blocks)?;
-        let nr = self.cfg.cluster_sectors();
-        for (cluster, place) in found.places.iter().enumerate() {
-            let first = place.map(|at| at.0 as usize * nr);
-            e.guest.judge(cluster, place.is_some(), |s| match first {
-                Some(first) => image.get(first + s),
-                None => self.cfg.read_below(cluster, s),
-            })?;
-        }
-        Ok(found)
-    }
-
-    /// The project's own check must have nothing to say but what costs nothing to mend.
-    fn scan(&self, image: &Image, header: Header, blocks: &Blocks) -> Result<Found, String> {
-        let problem = |p: Problem| format!("after the power cut: {p}");
-        let length = Length::judge(&header, image.len as u64 * 512).map_err(problem)?;
-        let mut scan = BatScan::new(header, length).map_err(|e| format!("{e:?}"))?;
-        let mut places = vec![None; self.cfg.nr_clusters];
-        for page in 0..header.nr_pages() {
-            let first = page as usize * PAGE_SECTORS;
-            if (first..first + PAGE_SECTORS).all(|s| image.get(s) == 0) {
-                continue;
-            }
-            let mut slots = [U32::ZERO; PAGE_SECTORS * WORDS];
-            for (s, block) in slots.chunks_exact_mut(WORDS).enumerate() {
-                let words = blocks.get(image.get(first + s));
-                for (slot, word) in block.iter_mut().zip(words) {
-                    *slot = U32::new(word);
-                }
-            }
-            scan.page(page, &slots, |cluster, place| {
-                let place = place.map_err(problem)?;
-                let i = (0..places.len()).find(|i| self.cfg.cluster(*i) == cluster);
-                let i = i.ok_or(format!("{cluster:?} is mapped but was never written"))?;
-                places[i] = Some(place);
-                Ok::<(), String>(())
-            })?;
-        }
-        Ok(Found {
-            header,
+    /// An image that is durable as it is.
+    fn opened(&self, id: u32, image: Image, header: Header, places: engine::Places) -> File {
+        let mut disk = Disk::new(image, self.piece_sectors);
+        disk.forgets_length = self.fault == Fault::LengthForgotten;
+        File {
+            id,
+            closed: vec![disk.live().clone()],
+            disk,
+            header: header.opened(),
             places,
-            end: scan.usage().end,
-        })
+        }
     }
-}
-
-fn header_of(image: &Image, blocks: &Blocks) -> Result<Header, String> {
-    let words = blocks.get(image.get(0));
-    let mut bytes = [0; HEADER_BYTES];
-    for (bytes, word) in bytes.chunks_exact_mut(4).zip(words) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
-    let raw = RawHeader::read_from_bytes(&bytes).map_err(|e| format!("{e:?}"))?;
-    Header::parse(&raw).map_err(|p| format!("after the power cut: {p}"))
-}
-
-/// Whether two images have the same bytes; page 0, written with the header, is compared by content.
-fn same(a: &Image, b: &Image, blocks: &Blocks) -> bool {
-    let is_same = |s: usize, x: Stamp, y: Stamp| {
-        x == y || (s < PAGE_SECTORS && x != 0 && y != 0 && blocks.get(x) == blocks.get(y))
-    };
-    a.len == b.len && (0..a.len).all(|s| is_same(s, a.get(s), b.get(s)))
 }

@@ -4,7 +4,7 @@
 //! `PLOOP_SEED=N` begins with another seed; a failure prints the seed of the run that failed.
 
 use ploop_pure::layout::ploop1::Version;
-use plooptest::sim::{run, Config, Fault, Tried};
+use plooptest::sim::{run, Config, Fault, Op, Tried};
 
 fn first_seed() -> u64 {
     std::env::var("PLOOP_SEED").map_or(1, |s| s.parse().expect("PLOOP_SEED is a number"))
@@ -18,6 +18,7 @@ fn runs(cfg: &Config, nr: u64) -> Result<Tried, String> {
         let tried = run(cfg, seed)?;
         all.steps += tried.steps;
         all.states += tried.states;
+        all.ops += tried.ops;
     }
     println!("{all:?} in seeds {first} to {}", first + nr - 1);
     Ok(all)
@@ -44,19 +45,129 @@ fn noticed(fault: Fault, change: impl FnOnce(&mut Config)) {
     }
 }
 
+#[track_caller]
+fn noticed_in(fault: Fault, op: Op) {
+    noticed(fault, |c| {
+        *c = Config {
+            fault,
+            ..with_op(op)
+        };
+    });
+}
+
 #[test]
 fn no_power_cut_breaks_a_promise() {
     sound(&Config::usual(), 150, 100_000);
 }
 
-/// A chain of one: whatever is not in the image reads as zeros.
+/// A chain of one: whatever is not in the image reads as zeros, and discards unmap.
+fn base() -> Config {
+    Config {
+        below: false,
+        zero_percent: 35,
+        requests: 90,
+        ..Config::usual()
+    }
+}
+
+fn with_op(op: Op) -> Config {
+    Config { op, ..base() }
+}
+
+/// The same, and that operations ended.
+#[track_caller]
+fn sound_with_op(cfg: &Config, nr: u64, ops_min: u64) {
+    match runs(cfg, nr) {
+        Ok(all) => assert!(all.ops >= ops_min && all.states >= nr * 50, "only {all:?}"),
+        Err(what) => panic!("{what}\nwith {cfg:?}"),
+    }
+}
+
 #[test]
 fn nothing_below() {
+    sound(&base(), 60, 40_000);
+}
+
+/// Slots that discards released are all there is.
+#[test]
+fn reuse_of_released_slots() {
     let cfg = Config {
-        below: false,
-        ..Config::usual()
+        slots_max: 9,
+        fail_percent: 3,
+        ..base()
     };
-    sound(&cfg, 60, 40_000);
+    sound(&cfg, 80, 40_000);
+}
+
+#[test]
+fn snapshot_and_merge() {
+    sound_with_op(&with_op(Op::Chain), 100, 300);
+}
+
+#[test]
+fn snapshot_and_merge_over_a_lower_delta() {
+    let cfg = Config {
+        below: true,
+        fail_percent: 3,
+        ..with_op(Op::Chain)
+    };
+    sound_with_op(&cfg, 100, 300);
+}
+
+#[test]
+fn snapshot_and_merge_in_version_1_on_a_4k_disk() {
+    let cfg = Config {
+        version: Version::V1,
+        piece_sectors: 8,
+        ..with_op(Op::Chain)
+    };
+    sound_with_op(&cfg, 50, 150);
+}
+
+#[test]
+fn snapshot_and_merge_with_failed_syncs() {
+    let cfg = Config {
+        sync_fail_percent: 4,
+        ..with_op(Op::Chain)
+    };
+    sound_with_op(&cfg, 100, 100);
+}
+
+/// More dirty pages at the switch than are copied at once.
+#[test]
+fn snapshot_and_merge_of_many_pages() {
+    let cfg = Config {
+        nr_entries: 80 * 1024,
+        nr_clusters: 80,
+        requests: 300,
+        in_flight: 8,
+        flush_percent: 1,
+        fua_percent: 1,
+        zero_percent: 5,
+        cuts: 1,
+        ..with_op(Op::Chain)
+    };
+    sound_with_op(&cfg, 6, 10);
+}
+
+#[test]
+fn compaction() {
+    sound_with_op(&with_op(Op::Compact), 100, 400);
+}
+
+#[test]
+fn compaction_with_failed_writes() {
+    let cfg = Config {
+        fail_percent: 10,
+        below: true,
+        ..with_op(Op::Compact)
+    };
+    sound_with_op(&cfg, 50, 200);
+}
+
+#[test]
+fn growth() {
+    sound_with_op(&with_op(Op::Grow), 100, 400);
 }
 
 #[test]
@@ -140,4 +251,90 @@ fn a_mark_cleared_early_is_noticed() {
 #[test]
 fn a_copy_after_the_publication_is_noticed() {
     noticed(Fault::PublishBeforeCopy, |_| ());
+}
+
+#[test]
+fn a_place_taken_from_its_users_is_noticed() {
+    noticed(Fault::EpochNotWaited, |c| {
+        *c = Config {
+            fault: c.fault,
+            slots_max: 6,
+            in_flight: 8,
+            ..base()
+        };
+    });
+    noticed(Fault::EpochNotWaited, |c| {
+        *c = Config {
+            fault: c.fault,
+            read_percent: 0,
+            ..with_op(Op::Compact)
+        };
+    });
+}
+
+#[test]
+fn an_ignored_gate_is_noticed() {
+    noticed_in(Fault::GateIgnored, Op::Chain);
+}
+
+#[test]
+fn a_hidden_slot_reused_early_is_noticed() {
+    noticed_in(Fault::HiddenReusedEarly, Op::Chain);
+}
+
+#[test]
+fn an_unclean_hidden_slot_is_noticed() {
+    noticed_in(Fault::HiddenUnclean, Op::Chain);
+}
+
+#[test]
+fn a_destination_copied_before_the_source_is_noticed() {
+    noticed_in(Fault::DestinationCopiedFirst, Op::Chain);
+}
+
+#[test]
+fn an_entry_still_hidden_but_taken_for_durable_is_noticed() {
+    noticed_in(Fault::SettledBeforeDrops, Op::Chain);
+}
+
+#[test]
+fn a_merge_undone_early_is_noticed() {
+    noticed_in(Fault::UndoneEarly, Op::Chain);
+}
+
+#[test]
+fn a_file_cut_early_is_noticed() {
+    noticed_in(Fault::CutEarly, Op::Compact);
+}
+
+#[test]
+fn a_place_zeroed_before_the_commit_is_noticed() {
+    noticed_in(Fault::VacatedUncommitted, Op::Grow);
+}
+
+#[test]
+fn an_index_not_made_zero_is_noticed() {
+    noticed_in(Fault::BatNotZeroed, Op::Grow);
+}
+
+#[test]
+fn a_place_reserved_under_writes_is_noticed() {
+    noticed_in(Fault::ReservedUnfrozen, Op::Grow);
+}
+
+#[test]
+fn an_unsynced_mark_of_a_new_top_is_noticed() {
+    noticed_in(Fault::ChainMarkUnsynced, Op::Chain);
+}
+
+/// Growth and compaction of an image that holds little or nothing.
+#[test]
+fn growth_and_compaction_of_an_empty_image() {
+    for op in [Op::Grow, Op::Compact] {
+        let cfg = Config {
+            requests: 3,
+            ..with_op(op)
+        };
+        sound_with_op(&cfg, 100, 100);
+    }
 }

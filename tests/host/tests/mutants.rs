@@ -82,6 +82,26 @@ fn cut_before_index_is_noticed() {
     is_noticed("cut_before_index");
 }
 
+#[test]
+fn reuse_before_commit_is_noticed() {
+    is_noticed("reuse_before_commit");
+}
+
+#[test]
+fn unmap_over_lower_is_noticed() {
+    is_noticed("unmap_over_lower");
+}
+
+#[test]
+fn snapshot_unfinished_is_noticed() {
+    is_noticed("snapshot_unfinished");
+}
+
+#[test]
+fn drop_before_index_is_noticed() {
+    is_noticed("drop_before_index");
+}
+
 /// The same command without a mutant finds nothing.
 #[test]
 fn the_real_machines_pass() {

@@ -164,6 +164,8 @@ impl Header {
             .ok()
             .filter(|n| *n <= ENTRIES_MAX)
             .ok_or(Problem::SizeLimit { size_sectors })?;
+        // Before the size is encoded: version 1 has 32 bits for it.
+        Self::check_size(version, cluster, nr_entries, size_sectors)?;
         let first_data = bat_clusters(cluster, nr_entries);
         let raw = RawHeader {
             magic: version.magic(),
@@ -452,6 +454,8 @@ mod tests {
         }
         let v1 = Header::new(Version::V1, ClusterSize::DEFAULT, 2048).unwrap();
         assert!(v1.grown(1 << 32).is_err());
+        // Not a disk of one sector, which the low 32 bits say.
+        assert!(Header::new(Version::V1, ClusterSize::DEFAULT, (1 << 32) + 1).is_err());
         assert!(header().grown(u64::MAX).is_err());
     }
 

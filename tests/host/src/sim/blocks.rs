@@ -10,7 +10,10 @@ pub const WORDS: usize = 128;
 /// Sectors of an index page.
 pub const PAGE_SECTORS: usize = PAGE_SLOTS as usize / WORDS;
 
-/// Contents of index sectors; their stamp is the position plus one.
+/// The stamp of the first; data has others.
+const FIRST: Stamp = 1 << 31;
+
+/// Contents of index sectors; their stamps follow their order.
 #[derive(Debug, Clone, Default)]
 pub struct Blocks(Vec<[u32; WORDS]>);
 
@@ -21,14 +24,14 @@ impl Blocks {
             return 0;
         }
         self.0.push(block);
-        self.0.len() as Stamp
+        FIRST + self.0.len() as Stamp - 1
     }
 
-    /// What the stamp stands for.
-    pub fn get(&self, stamp: Stamp) -> [u32; WORDS] {
-        match stamp.checked_sub(1) {
-            Some(at) => self.0[at as usize],
-            None => [0; WORDS],
+    /// What the stamp stands for; nothing if it is of data.
+    pub fn get(&self, stamp: Stamp) -> Option<[u32; WORDS]> {
+        match stamp {
+            0 => Some([0; WORDS]),
+            _ => self.0.get(stamp.checked_sub(FIRST)? as usize).copied(),
         }
     }
 }

@@ -136,10 +136,14 @@ impl Disk {
     /// `op` completes: readers see it, a later sync covers it.
     pub fn complete(&mut self, op: OpId) {
         let now = self.tick();
-        for p in self.pending.iter_mut().filter(|p| p.op == op) {
+        let (mut ours, rest): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(|p| p.op == op);
+        self.pending = rest;
+        for p in &mut ours {
             p.done = Some(now);
             apply(&mut self.live, &p.change);
         }
+        // Of two that race, the one that completes last is what stays.
+        self.pending.append(&mut ours);
     }
 
     /// `op` completes and is durable, as after RWF_DSYNC. Older pieces of its sectors that are

@@ -1,48 +1,93 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The executor: does what the machines of `ploop_pure` say, on the model disk, one action at a
+//! The executor: does what the machines of `ploop_pure` say, on the model disks, one action at a
 //! time. It decides nothing that they decide; what it adds (who waits for what, how the file
-//! grows, when a returned slot is clean) is written as `docs/architecture.md` has it.
+//! grows, when the queue is held) is written as `docs/architecture.md` has it.
 
 mod commits;
+mod merge;
+mod ops;
+mod relocate;
+mod requests;
+mod snapshot;
+mod space;
 
 use super::blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
-use super::disk::{Covered, Disk, OpId, Stamp};
-use super::guest::{Guest, Promise, Range};
-use super::{Config, Fault, Found, TOP};
+use super::disk::{Disk, Image, OpId, Stamp};
+use super::guest::{Guest, Promise, Range, Slot};
+use super::{Config, Fault, BELOW};
 use crate::rng::Rng;
-use ploop_pure::alloc::{Alloc, Room, Take};
-use ploop_pure::commit::{self, Commit};
-use ploop_pure::flow::{self, Coverage, Durability, Write};
+use ploop_pure::alloc::Alloc;
+use ploop_pure::flow::{self, Write};
 use ploop_pure::index::DirtyPages;
 use ploop_pure::layout::ploop1::{locate, page_range, Header, HEADER_SLOTS, PAGE_SLOTS};
 use ploop_pure::map::{Place, Word};
-use ploop_pure::units::ImageCluster;
+use ploop_pure::units::{ImageCluster, Level};
+use space::Making;
+
+/// What the entries of a file name, by cluster of the workload.
+pub type Places = Vec<Option<ImageCluster>>;
+
+/// An image file of the chain.
+pub struct File {
+    /// No other file has it.
+    pub id: u32,
+    pub(super) disk: Disk,
+    pub(super) header: Header,
+    /// What its entries name while it is not the top, nor the source of a merge.
+    pub(super) places: Places,
+    /// Contents that may carry a mark that says closed.
+    pub(super) closed: Vec<Image>,
+}
 
 #[derive(Debug)]
 enum Job {
+    /// A write, or zeroes.
     Write {
-        machine: Box<Write>,
+        /// Nothing while it is not decided how zeroes are made, or when they need no write.
+        machine: Option<Box<Write>>,
         range: Range,
         stamp: Stamp,
         fua: bool,
-        /// This write put its cluster into the map.
-        allocates: bool,
+    },
+    Read {
+        range: Range,
+        oldest: Vec<usize>,
+        place: Place,
     },
     Flush {
         promise: Promise,
     },
 }
 
+impl Job {
+    fn range(&self) -> Option<Range> {
+        match self {
+            Self::Write { range, .. } | Self::Read { range, .. } => Some(*range),
+            Self::Flush { .. } => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Wait {
     /// For nothing: the action is next.
     Ready(flow::Action),
+    /// For nothing: a read is done now.
+    Reading,
     /// For the disk.
     Io { op: OpId, durable: bool },
+    /// For the disk to make the slot zero that a merge's source hides.
+    Zeroing { op: OpId, at: ImageCluster },
     /// For the cluster's lock.
     Lock,
+    /// For whoever has closed the cluster; then it starts again.
+    Closed,
+    /// For all who use the place of its cluster, which it has closed.
+    Epoch,
     /// For space in the file.
     Space,
+    /// For the source of a merge to be durable.
+    Gate,
     /// For a commit that starts after it began to wait.
     NextCommit,
     /// For the commit that is running.
@@ -53,22 +98,10 @@ enum Wait {
 struct Task {
     job: Job,
     wait: Wait,
-}
-
-/// What the committer is doing.
-#[derive(Debug)]
-enum Committing {
-    Ready(commit::Action),
-    Syncing(Covered, bool),
-    Writing(OpId),
-}
-
-/// How the file gets more space.
-#[derive(Debug, Clone, Copy)]
-enum Making {
-    Longer { op: OpId, to: u32 },
-    Zeroing { op: OpId, at: ImageCluster },
-    SyncingZeros { covered: Covered, at: ImageCluster },
+    /// It may use the place it looked up, without the lock.
+    inside: bool,
+    /// Its turn comes seldom.
+    slow: bool,
 }
 
 /// Who makes the next step.
@@ -77,16 +110,25 @@ enum Choice {
     NewRequest,
     Task(usize),
     Commit,
-    WriteBack,
     Space,
     LateCopy,
+    NewOp,
+    Op,
 }
 
-/// One attached image.
+/// One attached chain.
 pub struct Engine<'a> {
     cfg: &'a Config,
-    pub(super) header: Header,
-    pub(super) disk: Disk,
+    /// Base first. The last may be the source of a merge, and the top the one before it.
+    pub(super) files: Vec<File>,
+    /// Which of them requests write to.
+    pub(super) top: usize,
+    /// A file that is not in the chain: before the switch of a snapshot, or after a merge.
+    pub(super) outside: Option<File>,
+    /// Until this snapshot is done, the chain without its new top keeps every promise too.
+    pub(super) old_is_enough: bool,
+    /// What the disk held at the switch of a snapshot that is done: the old top's for ever.
+    pub(super) sealed: Option<Vec<Stamp>>,
     pub(super) guest: Guest,
     pub(super) blocks: Blocks,
     /// One word for each cluster of the workload.
@@ -94,395 +136,306 @@ pub struct Engine<'a> {
     pub(super) alloc: Alloc,
     dirty: DirtyPages,
     tasks: Vec<Task>,
-    commit: Option<(Commit, Committing)>,
-    /// Copies of the pages in flight.
-    copies: Vec<(u32, [Stamp; PAGE_SECTORS])>,
+    commit: Option<commits::Running>,
+    wants_commit: bool,
+    /// No commit of the top starts.
+    gate: bool,
+    /// No request starts.
+    is_frozen: bool,
     making: Option<Making>,
+    /// There may be slots to be made clean.
+    may_clean: bool,
+    op: Option<ops::Running>,
     /// Copies from the lower delta that nobody waits for: a fault.
     late: Vec<OpId>,
-    pub(super) requests_left: u32,
+    requests_left: u32,
+    ops_left: u32,
+    pub(super) ops_done: u32,
     /// The first stamp not used.
     pub(super) next_stamp: Stamp,
+    /// The first number of a file not used.
+    pub(super) next_id: u32,
     /// A metadata write or sync has failed.
     pub(super) is_poisoned: bool,
 }
 
+/// The level of a file.
+fn level_of(file: usize) -> Level {
+    Level(file as u8 + BELOW.0 + 1)
+}
+
 impl<'a> Engine<'a> {
-    /// The image on `disk` as it was found at attach.
+    /// The chain of `files` as it was found at attach; there is one at least.
     pub fn new(
         cfg: &'a Config,
-        found: &Found,
-        disk: Disk,
+        mut files: Vec<File>,
         guest: Guest,
         blocks: Blocks,
-        next_stamp: Stamp,
+        (next_stamp, next_id): (Stamp, u32),
     ) -> Self {
-        let (header, end) = (found.header, found.end);
-        let word = |(i, at): (usize, &Option<ImageCluster>)| {
-            let place = match at {
-                Some(at) => Place::Slot {
-                    level: TOP,
-                    at: *at,
-                },
-                None => cfg.place_below(i),
-            };
-            Word::default().with_place(place)
-        };
-        let len = disk.live().len / cfg.cluster_sectors();
-        let max = header.slots_max().min(end.max(cfg.slots_max));
+        let mut map: Vec<_> = (0..cfg.nr_clusters).map(|i| cfg.place_below(i)).collect();
+        for (n, file) in files.iter().enumerate() {
+            for (place, at) in map.iter_mut().zip(&file.places) {
+                if let Some(at) = *at {
+                    let level = level_of(n);
+                    *place = Place::Slot { level, at };
+                }
+            }
+        }
+        let word = |place| Word::default().with_place(place);
+        let top = files.len() - 1;
+        let places = files[top].places.clone();
+        let alloc = Self::alloc_of(cfg, &mut files[top], &places);
+        let nr_pages = files[top].header.nr_pages();
         Self {
             cfg,
-            header,
-            disk,
+            files,
+            top,
+            outside: None,
+            old_is_enough: false,
+            sealed: None,
             guest,
             blocks,
-            map: found.places.iter().enumerate().map(word).collect(),
-            alloc: Alloc::new(header.cluster, end, len as u32, max).expect("memory"),
-            dirty: DirtyPages::new(header.nr_pages()).expect("memory"),
+            map: map.into_iter().map(word).collect(),
+            alloc,
+            dirty: DirtyPages::new(nr_pages).expect("memory"),
             tasks: Vec::new(),
             commit: None,
-            copies: Vec::new(),
+            wants_commit: false,
+            gate: false,
+            is_frozen: false,
             making: None,
+            may_clean: true,
+            op: None,
             late: Vec::new(),
             requests_left: cfg.requests,
+            ops_left: cfg.ops,
+            ops_done: 0,
             next_stamp,
+            next_id,
             is_poisoned: false,
         }
     }
 
     /// Makes one step of something chosen at random. False when there is nothing left to do.
     pub fn step(&mut self, rng: &mut Rng) -> Result<bool, String> {
-        let mut choices = Vec::new();
-        let may_start = self.requests_left > 0 && self.tasks.len() < self.cfg.in_flight;
-        if may_start {
-            choices.push(Choice::NewRequest);
-        }
-        for (i, task) in self.tasks.iter().enumerate() {
-            match task.wait {
-                Wait::Ready(_) | Wait::Io { .. } => choices.push(Choice::Task(i)),
-                Wait::Space if self.making.is_none() => choices.push(Choice::Space),
-                Wait::Lock | Wait::Space | Wait::NextCommit | Wait::ThisCommit => {}
-            }
-        }
-        if self.making.is_some() {
-            choices.push(Choice::Space);
-        }
-        let wanted = self
-            .tasks
-            .iter()
-            .any(|t| matches!(t.wait, Wait::NextCommit));
-        if self.commit.is_some() || wanted {
-            choices.push(Choice::Commit);
-        } else if !self.dirty.is_clean() && rng.chance(5) {
-            choices.push(Choice::WriteBack);
-        }
-        if !self.late.is_empty() {
-            choices.push(Choice::LateCopy);
-        }
+        let choices = self.choices(rng);
         if choices.is_empty() {
-            return match self.tasks.first() {
-                None => Ok(false),
-                Some(task) => Err(format!("everybody waits: {task:?}")),
+            return match (self.tasks.first(), &self.op) {
+                (None, None) => Ok(false),
+                (task, op) => Err(format!("everybody waits: {task:?} {op:?}")),
             };
         }
         match choices[rng.pick(choices.len())] {
             Choice::NewRequest => self.new_request(rng),
             Choice::Task(i) => self.task(i, rng)?,
-            Choice::Commit | Choice::WriteBack => {
-                self.commit(rng)?;
-            }
+            Choice::Commit => self.commit(rng)?,
             Choice::Space => self.space(),
             Choice::LateCopy => {
                 let op = self.late.swap_remove(rng.pick(self.late.len()));
-                self.disk.complete(op);
+                self.disk().complete(op);
             }
+            Choice::NewOp => self.new_op(rng),
+            Choice::Op => self.step_op(rng)?,
         }
         Ok(true)
     }
 
-    fn new_request(&mut self, rng: &mut Rng) {
-        self.requests_left -= 1;
-        if rng.chance(self.cfg.flush_percent) {
-            let promise = self.guest.flush_begins();
-            if self.cfg.fault == Fault::FlushIgnored || flow::flush() == flow::Action::Done {
-                self.guest.flush_done(&promise);
-                return;
-            }
-            let wait = Wait::NextCommit;
-            let job = Job::Flush { promise };
-            self.tasks.push(Task { job, wait });
-            return;
+    fn choices(&self, rng: &mut Rng) -> Vec<Choice> {
+        let mut choices = Vec::new();
+        let may_start = self.requests_left > 0 && self.tasks.len() < self.cfg.in_flight;
+        if may_start && !self.is_frozen {
+            choices.push(Choice::NewRequest);
         }
-        let range = self.some_range(rng);
-        let busy = |t: &Task| matches!(&t.job, Job::Write { range: r, .. } if r.overlaps(&range));
-        if self.tasks.iter().any(busy) {
-            return;
-        }
-        let fua = rng.chance(self.cfg.fua_percent);
-        let durability = if fua {
-            Durability::Fua
-        } else {
-            Durability::Volatile
-        };
-        let coverage = if range.nr == self.cfg.cluster_sectors() {
-            Coverage::Whole
-        } else {
-            Coverage::Part
-        };
-        let stamp = self.next_stamp;
-        self.next_stamp += 1;
-        self.guest.issue(range, stamp);
-        let mut machine = Box::new(Write::new(durability, coverage, TOP));
-        let action = machine.next(self.found(range.cluster));
-        let job = Job::Write {
-            machine,
-            range,
-            stamp,
-            fua,
-            allocates: false,
-        };
-        let wait = Wait::Ready(action);
-        self.tasks.push(Task { job, wait });
-    }
-
-    /// A range to write: some of the first sectors of a cluster, or all of it.
-    fn some_range(&self, rng: &mut Rng) -> Range {
-        let cluster = rng.pick(self.map.len());
-        let unit = self.cfg.piece_sectors;
-        let units = self.cfg.cluster_sectors() / unit;
-        let (first, nr) = if rng.chance(self.cfg.whole_percent) {
-            (0, units)
-        } else {
-            let first = rng.pick(units.min(6));
-            (first, 1 + rng.pick(3.min(units - first)))
-        };
-        Range {
-            cluster,
-            first: first * unit,
-            nr: nr * unit,
-        }
-    }
-
-    fn found(&self, cluster: usize) -> flow::Event {
-        let (page, _) = locate(self.cfg.cluster(cluster));
-        flow::Event::Found {
-            place: self.map[cluster].place(),
-            entry_durable: self.dirty.is_durable(page),
-        }
-    }
-
-    fn task(&mut self, i: usize, rng: &mut Rng) -> Result<(), String> {
-        match self.tasks[i].wait {
-            Wait::Ready(action) => self.act(i, action),
-            Wait::Io { op, durable } => {
-                let event = if rng.chance(self.cfg.fail_percent) {
-                    self.disk.fail(op, rng);
-                    flow::Event::Failed
-                } else if durable {
-                    self.disk.complete_durably(op);
-                    flow::Event::Ok
-                } else {
-                    self.disk.complete(op);
-                    flow::Event::Ok
-                };
-                self.event(i, event);
-                Ok(())
-            }
-            Wait::Lock | Wait::Space | Wait::NextCommit | Wait::ThisCommit => Ok(()),
-        }
-    }
-
-    fn event(&mut self, i: usize, event: flow::Event) {
-        let task = &mut self.tasks[i];
-        if let Job::Write { machine, .. } = &mut task.job {
-            task.wait = Wait::Ready(machine.next(event));
-        }
-    }
-
-    fn act(&mut self, i: usize, action: flow::Action) -> Result<(), String> {
-        let Job::Write {
-            range,
-            stamp,
-            fua,
-            allocates,
-            ..
-        } = &mut self.tasks[i].job
-        else {
-            return Err("a flush has no actions".into());
-        };
-        let (range, stamp, fua) = (*range, *stamp, *fua);
-        match action {
-            flow::Action::Lock => {
-                if self.map[range.cluster].is_locked() {
-                    self.tasks[i].wait = Wait::Lock;
-                } else {
-                    self.map[range.cluster] = self.map[range.cluster].locked();
-                    let event = self.found(range.cluster);
-                    self.event(i, event);
+        let mut slow = Vec::new();
+        for (i, task) in self.tasks.iter().enumerate() {
+            match task.wait {
+                Wait::Reading | Wait::Io { .. } if task.slow && !rng.chance(3) => {
+                    slow.push(Choice::Task(i));
                 }
-            }
-            flow::Action::TakeSlot => match self.alloc.take() {
-                Take::Slot(at) => self.event(i, flow::Event::Slot(at)),
-                Take::NeedSpace => self.tasks[i].wait = Wait::Space,
-                Take::Full => self.event(i, flow::Event::Failed),
-            },
-            flow::Action::CopyBelow { from, to, .. } => self.copy_below(i, range, from, to),
-            flow::Action::WriteData { at, durable } => {
-                self.write_data(i, range, stamp, at, durable)
-            }
-            flow::Action::UnlockAndWrite { at, durable } => {
-                self.unlock(range.cluster);
-                self.write_data(i, range, stamp, at, durable);
-            }
-            flow::Action::Publish { at } => {
-                *allocates = true;
-                self.guest.allocated(range, stamp);
-                let place = Place::Slot { level: TOP, at };
-                self.map[range.cluster] = self.map[range.cluster].with_place(place);
-                self.dirty.mark(locate(self.cfg.cluster(range.cluster)).0);
-                self.unlock(range.cluster);
-                self.event(i, flow::Event::Ok);
-            }
-            flow::Action::Abandon { at } => {
-                self.alloc.give_back(at);
-                self.unlock(range.cluster);
-                self.tasks.remove(i);
-            }
-            flow::Action::Unlock => {
-                self.unlock(range.cluster);
-                self.tasks.remove(i);
-            }
-            flow::Action::Commit => self.tasks[i].wait = Wait::NextCommit,
-            flow::Action::Done => {
-                self.guest.complete(range, stamp, fua);
-                self.tasks.remove(i);
-                self.read_back(range, stamp)?;
-            }
-            flow::Action::Fail => {
-                self.tasks.remove(i);
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes to the slot `to` what a slot of the lower delta holds around `range`.
-    fn copy_below(&mut self, i: usize, range: Range, from: ImageCluster, to: ImageCluster) {
-        let nr = self.cfg.cluster_sectors();
-        let rest = |sectors: std::ops::Range<usize>| -> Vec<Stamp> {
-            sectors.map(|s| self.cfg.stamp_below(from, s)).collect()
-        };
-        let (before, after) = (rest(0..range.first), rest(range.sectors().end..nr));
-        let first = to.0 as usize * nr;
-        let op = self.disk.write(first, &before);
-        let op = self
-            .disk
-            .write_more(op, first + range.sectors().end, &after);
-        if self.cfg.fault == Fault::PublishBeforeCopy {
-            self.late.push(op);
-            return self.event(i, flow::Event::Ok);
-        }
-        let durable = false;
-        self.tasks[i].wait = Wait::Io { op, durable };
-    }
-
-    fn write_data(
-        &mut self,
-        i: usize,
-        range: Range,
-        stamp: Stamp,
-        at: ImageCluster,
-        durable: bool,
-    ) {
-        let first = at.0 as usize * self.cfg.cluster_sectors() + range.first;
-        let op = self.disk.write(first, &vec![stamp; range.nr]);
-        self.tasks[i].wait = Wait::Io { op, durable };
-    }
-
-    /// A reader after the completion of a write sees its data, and around it what was there.
-    fn read_back(&self, range: Range, stamp: Stamp) -> Result<(), String> {
-        let Place::Slot { at, level: TOP } = self.map[range.cluster].place() else {
-            return Err(format!("{range:?} was written but is not mapped"));
-        };
-        let first = at.0 as usize * self.cfg.cluster_sectors();
-        let read = |s| self.disk.live().get(first + s);
-        for s in range.sectors() {
-            let have = read(s);
-            if have != stamp {
-                return Err(format!("{range:?} reads {have} after a write of {stamp}"));
-            }
-        }
-        self.guest.judge(range.cluster, true, read)
-    }
-
-    fn unlock(&mut self, cluster: usize) {
-        self.map[cluster] = self.map[cluster].unlocked();
-        for t in &mut self.tasks {
-            let waits = matches!(&t.job, Job::Write { range, .. } if range.cluster == cluster);
-            if waits && matches!(t.wait, Wait::Lock) {
-                t.wait = Wait::Ready(flow::Action::Lock);
-            }
-        }
-    }
-
-    /// One step towards more space for those who wait for it.
-    fn space(&mut self) {
-        self.making = match self.making {
-            None => self.make_space(),
-            Some(Making::Longer { op, to }) => {
-                self.disk.complete(op);
-                self.alloc.expand(&mut Room::new(to).expect("memory"));
-                self.alloc.grown(to);
-                None
-            }
-            Some(Making::Zeroing { op, at }) => {
-                self.disk.complete(op);
-                let covered = self.disk.sync_start();
-                Some(Making::SyncingZeros { covered, at })
-            }
-            Some(Making::SyncingZeros { covered, at }) => {
-                self.disk.sync_end(covered);
-                self.alloc.cleaned(at.0..at.0 + 1);
-                None
-            }
-        };
-        if self.making.is_none() {
-            for t in &mut self.tasks {
-                if matches!(t.wait, Wait::Space) {
-                    t.wait = Wait::Ready(flow::Action::TakeSlot);
+                Wait::Ready(_) | Wait::Reading | Wait::Io { .. } | Wait::Zeroing { .. } => {
+                    choices.push(Choice::Task(i));
                 }
+                Wait::Epoch if self.may_leave_epoch(i) => choices.push(Choice::Task(i)),
+                Wait::Lock
+                | Wait::Closed
+                | Wait::Epoch
+                | Wait::Space
+                | Wait::Gate
+                | Wait::NextCommit
+                | Wait::ThisCommit => {}
+            }
+        }
+        let is_stuck = self.wants_commit && !self.may_clean;
+        let may_clean = self.may_clean && (self.op_wants_clean() || rng.chance(20));
+        if self.making.is_some() || (self.is_space_wanted() && !is_stuck) || may_clean {
+            choices.push(Choice::Space);
+        }
+        let waits = |t: &Task| matches!(t.wait, Wait::NextCommit);
+        let wanted = self.wants_commit || self.op_wants_commit() || self.tasks.iter().any(waits);
+        let is_open = !self.gate || self.cfg.fault == Fault::GateIgnored;
+        let is_late = !self.dirty.is_clean() && !self.is_frozen && rng.chance(5);
+        if self.commit.is_some() || (is_open && (wanted || is_late)) {
+            choices.push(Choice::Commit);
+        }
+        if !self.late.is_empty() {
+            choices.push(Choice::LateCopy);
+        }
+        if self.op_may_step() {
+            choices.push(Choice::Op);
+        } else if self.op.is_none() && self.ops_left > 0 && rng.chance(10) {
+            choices.push(Choice::NewOp);
+        }
+        if choices.is_empty() {
+            return slow;
+        }
+        choices
+    }
+
+    /// Whether nobody is at work: no request, and nothing on the engine's own account.
+    fn is_quiet(&self) -> bool {
+        self.tasks.is_empty()
+            && self.commit.is_none()
+            && self.making.is_none()
+            && self.late.is_empty()
+    }
+
+    /// The disk of the top.
+    fn disk(&mut self) -> &mut Disk {
+        &mut self.files[self.top].disk
+    }
+
+    fn top_level(&self) -> Level {
+        level_of(self.top)
+    }
+
+    fn is_merging(&self) -> bool {
+        self.top + 1 < self.files.len()
+    }
+
+    /// The slot of the destination that the source of a merge hides.
+    fn hidden(&self, cluster: usize) -> Option<ImageCluster> {
+        match self.is_merging() {
+            true => self.files[self.top].places[cluster],
+            false => None,
+        }
+    }
+
+    /// The slot that the index of a file has to name.
+    fn slot_in(&self, file: usize, cluster: usize) -> Option<ImageCluster> {
+        if file < self.top {
+            return self.files[file].places[cluster];
+        }
+        match self.map[cluster].place() {
+            Place::Slot { level, at } if level == level_of(file) => Some(at),
+            Place::Slot { .. } | Place::Hole if file == self.top => self.hidden(cluster),
+            Place::Slot { .. } | Place::Hole => None,
+        }
+    }
+
+    fn slots_in(&self, file: usize) -> Places {
+        let clusters = 0..self.map.len();
+        clusters
+            .map(|cluster| self.slot_in(file, cluster))
+            .collect()
+    }
+
+    /// The name of a place, for the guest.
+    fn slot(&self, place: Place) -> Option<Slot> {
+        match place {
+            Place::Slot { level, at } if level > BELOW => {
+                let file = usize::from(level.0 - BELOW.0 - 1);
+                Some((self.files[file].id, at.0))
+            }
+            Place::Slot { .. } | Place::Hole => None,
+        }
+    }
+
+    /// What a reader finds in a sector of a place.
+    fn read(&self, place: Place, s: usize) -> Stamp {
+        match place {
+            Place::Hole => 0,
+            Place::Slot { level, at } if level == BELOW => self.cfg.stamp_below(at, s),
+            Place::Slot { level, at } => {
+                let file = &self.files[usize::from(level.0 - BELOW.0 - 1)];
+                let first = at.0 as usize * self.cfg.cluster_sectors();
+                file.disk.live().get(first + s)
             }
         }
     }
 
-    fn make_space(&mut self) -> Option<Making> {
-        if let Some(run) = self.alloc.next_freed(1) {
-            let at = ImageCluster(run.start);
-            if self.cfg.fault == Fault::ReuseUnclean {
-                self.alloc.cleaned(run);
-                return None;
-            }
-            let nr = self.cfg.cluster_sectors();
-            let op = self.disk.write(at.0 as usize * nr, &vec![0; nr]);
-            return Some(Making::Zeroing { op, at });
-        }
-        let to = self.alloc.target()?;
-        let op = self.disk.set_len(to as usize * self.cfg.cluster_sectors());
-        Some(Making::Longer { op, to })
+    /// What all sectors read as now.
+    fn read_all(&self) -> Vec<Stamp> {
+        let sectors = 0..self.cfg.cluster_sectors();
+        let cluster = |w: &Word| {
+            let place = w.place();
+            sectors.clone().map(move |s| self.read(place, s))
+        };
+        self.map.iter().flat_map(cluster).collect()
     }
 
-    /// A copy of an index page as it is in memory.
-    pub fn page(&mut self, page: u32) -> [Stamp; PAGE_SECTORS] {
+    /// Unlocks a cluster, which has another place of the top now if `place` says so. What it had
+    /// there is released.
+    fn unlock(&mut self, cluster: usize, place: Option<Place>) {
+        let word = self.map[cluster].unlocked();
+        self.map[cluster] = word;
+        if let Some(place) = place {
+            match word.place() {
+                Place::Slot { level, at } if level == self.top_level() => self.alloc.release(at),
+                Place::Slot { .. } | Place::Hole => {}
+            }
+            self.map[cluster] = word.with_place(place);
+            self.dirty.mark(locate(self.cfg.cluster(cluster)).0);
+        }
+        for i in 0..self.tasks.len() {
+            let t = &mut self.tasks[i];
+            if t.job.range().is_none_or(|r| r.cluster != cluster) {
+                continue;
+            }
+            match t.wait {
+                Wait::Lock => t.wait = Wait::Ready(flow::Action::Lock),
+                Wait::Closed => self.start(i),
+                _ => {}
+            }
+        }
+    }
+
+    /// Locks and closes a cluster if it is in the top: its slot there.
+    fn close(&mut self, cluster: usize) -> Option<ImageCluster> {
+        let word = self.map[cluster];
+        match word.place() {
+            Place::Slot { level, at } if level == self.top_level() && !word.is_locked() => {
+                self.map[cluster] = word.closed();
+                Some(at)
+            }
+            Place::Slot { .. } | Place::Hole => None,
+        }
+    }
+
+    /// Whether nobody uses the place of a cluster without its lock any more.
+    fn is_left(&self, cluster: usize) -> bool {
+        let uses = |t: &Task| t.inside && t.job.range().is_some_and(|r| r.cluster == cluster);
+        self.cfg.fault == Fault::EpochNotWaited || !self.tasks.iter().any(uses)
+    }
+
+    /// A copy of an index page of a file as it is in memory.
+    pub fn page(&mut self, file: usize, page: u32) -> [Stamp; PAGE_SECTORS] {
+        let (header, places) = (self.files[file].header, self.slots_in(file));
+        self.compose(header, &places, page)
+    }
+
+    /// An index page.
+    fn compose(&mut self, header: Header, places: &Places, page: u32) -> [Stamp; PAGE_SECTORS] {
         let mut words = [0; PAGE_SLOTS as usize];
         if page == 0 {
-            words[..HEADER_SLOTS as usize].copy_from_slice(&header_words(&self.header));
+            words[..HEADER_SLOTS as usize].copy_from_slice(&header_words(&header));
         }
         let (first, end) = page_range(page);
-        for (i, word) in self.map.iter().enumerate() {
+        for (i, at) in places.iter().enumerate() {
             let cluster = self.cfg.cluster(i);
-            if let (true, Place::Slot { at, level: TOP }) =
-                ((first..end).contains(&u64::from(cluster.0)), word.place())
-            {
-                words[locate(cluster).1] = self.header.encode_entry(at);
+            let is_here = (first..end).contains(&u64::from(cluster.0));
+            if let (true, Some(at)) = (is_here, *at) {
+                words[locate(cluster).1] = header.encode_entry(at);
             }
         }
         let mut stamps = [0; PAGE_SECTORS];
@@ -497,11 +450,5 @@ impl<'a> Engine<'a> {
     /// Whether the index on disk is the one in memory.
     pub fn is_clean(&self) -> bool {
         self.dirty.is_clean() && self.commit.is_none()
-    }
-
-    /// Whether the image holds no cluster.
-    pub fn is_empty(&self) -> bool {
-        let in_top = |w: &Word| matches!(w.place(), Place::Slot { level: TOP, .. });
-        !self.map.iter().any(in_top)
     }
 }

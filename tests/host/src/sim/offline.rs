@@ -6,7 +6,8 @@ pub mod images;
 
 use super::blocks::{Blocks, PAGE_SECTORS, WORDS};
 use super::disk::{Disk, Image};
-use super::{header_of, same, Tried};
+use super::judge::{header_of, same};
+use super::Tried;
 use crate::rng::Rng;
 use images::{compose, created, read, Content, World};
 use ploop_pure::check::{BatScan, Length, Problem};

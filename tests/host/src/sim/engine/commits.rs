@@ -1,86 +1,168 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Commits of the executor: what `ploop_pure::commit` says, step by step, and who waits for it.
 
-use super::{Committing, Engine, Job, Wait};
+use super::{Engine, Job, Wait};
 use crate::rng::Rng;
 use crate::sim::blocks::PAGE_SECTORS;
-use crate::sim::disk::OpId;
+use crate::sim::disk::{Covered, Disk, OpId, Stamp};
 use crate::sim::Fault;
 use ploop_pure::commit::{self, Commit};
 use ploop_pure::flow;
 
+/// Copies of index pages, with their numbers.
+pub(super) type Copies = Vec<(u32, [Stamp; PAGE_SECTORS])>;
+
+/// What the committer is doing.
+#[derive(Debug)]
+pub(super) enum Committing {
+    Ready(commit::Action),
+    /// The source's pages are copied, the top's follow; or the other way round, by a fault.
+    Half {
+        next: Option<u32>,
+    },
+    Syncing(Covered, commit::Action),
+    Writing(OpId, commit::Action),
+}
+
+/// One commit.
+#[derive(Debug)]
+pub(super) struct Running {
+    machine: Commit,
+    doing: Committing,
+    /// Of the top.
+    copies: Copies,
+    /// Of the source of a merge.
+    drops: Copies,
+}
+
 impl Engine<'_> {
-    /// One step of the commit; starts one if none runs. True when it has ended.
-    pub fn commit(&mut self, rng: &mut Rng) -> Result<bool, String> {
-        let Some((mut machine, doing)) = self.commit.take() else {
-            let (machine, action) = Commit::start(false);
+    /// One step of the commit; starts one if none runs.
+    pub fn commit(&mut self, rng: &mut Rng) -> Result<(), String> {
+        let Some(mut commit) = self.commit.take() else {
+            let (machine, action) = Commit::start(self.is_merging());
             self.alloc.commit_begins();
+            self.wants_commit = false;
             for t in &mut self.tasks {
                 if matches!(t.wait, Wait::NextCommit) {
                     t.wait = Wait::ThisCommit;
                 }
             }
-            self.commit = Some((machine, Committing::Ready(action)));
-            return Ok(false);
+            self.op_commit_begins();
+            self.commit = Some(Running {
+                machine,
+                doing: Committing::Ready(action),
+                copies: Vec::new(),
+                drops: Vec::new(),
+            });
+            return Ok(());
         };
-        let doing = match doing {
-            Committing::Ready(commit::Action::Copy { cursor }) => {
-                let next = self.dirty.take_batch(cursor);
-                self.copies.clear();
-                let pages = Vec::from(self.dirty.batch());
-                for page in pages {
-                    let copy = self.page(page);
-                    self.copies.push((page, copy));
-                }
-                let nr = self.copies.len();
-                Committing::Ready(machine.next(commit::Event::Copied { nr, next }))
+        let action = match commit.doing {
+            Committing::Ready(action) => action,
+            Committing::Half { next } => {
+                self.copy(&mut commit, self.cfg.fault == Fault::DestinationCopiedFirst);
+                let nr = commit.copies.len();
+                commit.machine.next(commit::Event::Copied { nr, next })
             }
-            Committing::Ready(commit::Action::SyncData) => {
-                Committing::Syncing(self.disk.sync_start(), false)
-            }
-            Committing::Ready(commit::Action::SyncIndex) => {
-                Committing::Syncing(self.disk.sync_start(), true)
-            }
-            Committing::Syncing(covered, is_index) => {
-                let event = if rng.chance(self.cfg.sync_fail_percent) {
-                    self.disk.sync_fail(covered, rng);
+            Committing::Syncing(covered, action) => {
+                let is_drops = action == commit::Action::SyncDrops;
+                let failed = rng.chance(self.cfg.sync_fail_percent);
+                let disk = self.disk_of(is_drops);
+                let event = if failed {
+                    disk.sync_fail(covered, rng);
                     commit::Event::Failed
                 } else {
-                    self.disk.sync_end(covered);
+                    disk.sync_end(covered);
                     commit::Event::Ok
                 };
-                if is_index && event == commit::Event::Ok {
+                let last = match self.cfg.fault {
+                    Fault::SettledBeforeDrops => commit::Action::SyncIndex,
+                    _ if self.is_merging() => commit::Action::SyncDrops,
+                    _ => commit::Action::SyncIndex,
+                };
+                if action == last && event == commit::Event::Ok {
                     self.dirty.settle(true);
                 }
-                Committing::Ready(machine.next(event))
+                commit.machine.next(event)
             }
-            Committing::Ready(commit::Action::WriteDrops | commit::Action::SyncDrops) => {
-                return Err("a commit without a merge drops entries".into());
+            Committing::Writing(op, action) => {
+                self.disk_of(action == commit::Action::WriteDrops)
+                    .complete(op);
+                commit.machine.next(commit::Event::Ok)
             }
-            Committing::Ready(commit::Action::WriteIndex) => {
-                Committing::Writing(self.write_index())
+        };
+        // What is ready takes a step of its own, so that the power can be cut before it.
+        if !matches!(commit.doing, Committing::Ready(_)) {
+            commit.doing = Committing::Ready(action);
+            self.commit = Some(commit);
+            return Ok(());
+        }
+        commit.doing = match action {
+            commit::Action::Copy { cursor } => {
+                let next = self.dirty.take_batch(cursor);
+                if self.is_merging() {
+                    self.copy(&mut commit, self.cfg.fault != Fault::DestinationCopiedFirst);
+                    Committing::Half { next }
+                } else {
+                    self.copy(&mut commit, false);
+                    let nr = commit.copies.len();
+                    let event = commit::Event::Copied { nr, next };
+                    Committing::Ready(commit.machine.next(event))
+                }
             }
-            Committing::Writing(op) => {
-                self.disk.complete(op);
-                Committing::Ready(machine.next(commit::Event::Ok))
+            commit::Action::SyncData | commit::Action::SyncIndex | commit::Action::SyncDrops => {
+                let disk = self.disk_of(action == commit::Action::SyncDrops);
+                Committing::Syncing(disk.sync_start(), action)
             }
-            Committing::Ready(commit::Action::Done) => {
+            commit::Action::WriteIndex => {
+                if self.cfg.fault == Fault::CopyLate {
+                    self.copy(&mut commit, false);
+                }
+                let op = write_pages(self.disk_of(false), &commit.copies);
+                Committing::Writing(op, action)
+            }
+            commit::Action::WriteDrops => {
+                Committing::Writing(write_pages(self.disk_of(true), &commit.drops), action)
+            }
+            commit::Action::Done => {
                 self.commit_ended(true);
-                return Ok(true);
+                return Ok(());
             }
-            Committing::Ready(commit::Action::Fail) => {
+            commit::Action::Fail => {
                 self.dirty.settle(false);
                 self.is_poisoned = true;
                 self.commit_ended(false);
-                return Ok(true);
+                return Ok(());
             }
         };
-        self.commit = Some((machine, doing));
-        Ok(false)
+        self.commit = Some(commit);
+        Ok(())
+    }
+
+    /// Copies the batch's pages of the top, or those of the source of a merge.
+    fn copy(&mut self, commit: &mut Running, of_source: bool) {
+        let level = usize::from(of_source) + self.top;
+        let copies = self.copies_of(level);
+        match of_source {
+            true => commit.drops = copies,
+            false => commit.copies = copies,
+        }
+    }
+
+    /// Copies of the batch's pages of a file.
+    pub(super) fn copies_of(&mut self, file: usize) -> Copies {
+        let pages = Vec::from(self.dirty.batch());
+        let copy = |page| (page, self.page(file, page));
+        pages.into_iter().map(copy).collect()
+    }
+
+    /// The disk of the top, or that of the source of a merge.
+    fn disk_of(&mut self, source: bool) -> &mut Disk {
+        &mut self.files[self.top + usize::from(source)].disk
     }
 
     fn commit_ended(&mut self, ok: bool) {
-        self.alloc.commit_ended(ok);
+        self.may_clean |= self.alloc.commit_ended(ok);
+        self.op_commit_ended(ok);
         let mut i = 0;
         while i < self.tasks.len() {
             if !matches!(self.tasks[i].wait, Wait::ThisCommit) {
@@ -94,6 +176,12 @@ impl Engine<'_> {
                     }
                     self.tasks.remove(i);
                 }
+                Job::Write { machine: None, .. } => {
+                    if ok {
+                        self.zeroed(i);
+                    }
+                    self.tasks.remove(i);
+                }
                 Job::Write { .. } => {
                     let event = if ok {
                         flow::Event::Ok
@@ -103,26 +191,17 @@ impl Engine<'_> {
                     self.event(i, event);
                     i += 1;
                 }
+                Job::Read { .. } => i += 1,
             }
         }
     }
+}
 
-    /// Writes the copies. All pages of a batch are one operation, torn anywhere.
-    fn write_index(&mut self) -> OpId {
-        if self.cfg.fault == Fault::CopyLate {
-            for (page, _) in std::mem::take(&mut self.copies) {
-                let copy = self.page(page);
-                self.copies.push((page, copy));
-            }
-        }
-        let mut op = None;
-        for (page, copy) in &self.copies {
-            let first = *page as usize * PAGE_SECTORS;
-            op = Some(match op {
-                None => self.disk.write(first, copy),
-                Some(op) => self.disk.write_more(op, first, copy),
-            });
-        }
-        op.unwrap_or_else(|| self.disk.write(0, &[]))
+/// Writes copies. All pages of a batch are one operation, torn anywhere.
+pub(super) fn write_pages(disk: &mut Disk, copies: &Copies) -> OpId {
+    let op = disk.write(0, &[]);
+    for (page, copy) in copies {
+        disk.write_more(op, *page as usize * PAGE_SECTORS, copy);
     }
+    op
 }

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# A chain of 255 deltas, each made by a snapshot of the running disk and written to;
+# one more is refused. The disk is right all the time, so it is when all are merged
+# down to one, the middle and the top by turns, and when that one is attached.
+# timeout: 300
+. "$(dirname "$0")/lib.sh"
+
+scratch_fs xfs
+# Clusters of 32K, three for each level.
+c=32768 size=$((256 * 3))
+truncate -s $((size * c)) "$TEST_DIR/model"
+head -c 16M /dev/urandom >"$TEST_DIR/random"
+
+new() { ploopctl create -s $((size * c)) -b 32K "$SCRATCH/$1.img" >/dev/null; }
+
+# put N: some bytes in a cluster of its own, in one that the level below wrote, and
+# in one that all write.
+put() {
+    local at
+    for at in $(($1 * 3 * c + 4096)) $((($1 - 1) * 3 * c + 8192)) $(((size - 1) * c + $1 % 8 * 4096)); do
+        ((at > 0)) || continue
+        dd if="$TEST_DIR/random" bs=4k count=1 skip=$(((at / 4096 + $1) % 4096)) seek=$((at / 4096)) conv=notrunc of="$TEST_DIR/model" status=none
+        dd if="$TEST_DIR/random" bs=4k count=1 skip=$(((at / 4096 + $1) % 4096)) seek=$((at / 4096)) conv=notrunc oflag=direct of="$device" status=none
+    done
+}
+
+same() { dd if="$device" iflag=direct bs=1M status=none | cmp - "$TEST_DIR/model" >&2 || die "$1: the disk is wrong"; }
+
+levels() { find "/sys/block/${device##*/}/pdelta" -mindepth 1 -maxdepth 1 | wc -l; }
+
+new 0
+device=$(attach "$SCRATCH/0.img")
+put 0
+for ((n = 1; n < 255; n++)); do
+    new "$n"
+    timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/$n.img" || die "snapshot $n failed"
+    put "$n"
+done
+expect_same "$(levels)" 255 levels
+same 'built'
+new more
+expect_fail timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/more.img"
+other=$(attach "$SCRATCH/more.img")
+detach "$other"
+same 'after one too many'
+
+note 'merging'
+for ((n = 254; n > 0; n--)); do
+    case $((n % 4)) in
+        0) level=top ;;
+        1) level=1 ;;
+        2) level=$((n / 2 + 1)) ;;
+        3) level=$n ;;
+    esac
+    timeout 60 plooptest op "$device" merge "$level" || die "merge of $level of $n failed"
+    ((n % 32 > 0)) || same "$n levels left"
+    ((n % 50 > 0)) || put "$n"
+done
+expect_same "$(levels)" 1 levels
+same 'merged'
+detach "$device"
+device=$(attach "$SCRATCH/0.img")
+same 'attached again'
+detach "$device"
+ploopctl check "$SCRATCH/0.img" >&2

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# Growth of a disk in use, step by step, over the sizes at which the index needs more
+# clusters and those in its way are moved; alone, over a lower delta, raw, and with a
+# mounted file system on a partition, which is then made larger. udev is told. What
+# cannot be is refused, and nothing is lost.
+# timeout: 240
+. "$(dirname "$0")/lib.sh"
+
+seed=${SEED:-$RANDOM}
+note "seed $seed"
+scratch_fs xfs
+
+sectors() { blockdev --getsz "$device"; }
+
+refused() {
+    local want=$1
+    shift
+    if timeout 60 "$@" >"$TEST_DIR/why" 2>&1; then die "not refused: $*"; fi
+    grep -q "os error $want)" "$TEST_DIR/why" || die "$*: $(<"$TEST_DIR/why"), not $want"
+}
+
+# load FROM: in the background.
+load() {
+    rm -f "$TEST_DIR/stop"
+    plooptest load --seed "$seed" --discard --seconds 120 --stop "$TEST_DIR/stop" "$@" --save "$TEST_DIR/model" --written "$device" >&2 &
+    load=$!
+}
+
+end_load() {
+    touch "$TEST_DIR/stop"
+    wait "$load" || die "$1: the load found something wrong"
+}
+
+judge() {
+    local i
+    for ((i = 0; i < ${#images[@]}; i++)); do
+        [[ $kind != raw || $i -gt 0 ]] || continue
+        ploopctl check "${images[i]}" >&2 || die "${images[i]} is damaged"
+        cp --reflink=auto "${images[i]}" "$TEST_DIR/copy.hds"
+        qemu-img check -f parallels "$TEST_DIR/copy.hds" >&2 || die "qemu-img: ${images[i]} is not clean"
+        rm "$TEST_DIR/copy.hds"
+    done
+}
+
+# try KIND CLUSTER LOG MIB STEP...: KIND one, chain or raw; steps in MiB.
+try() {
+    kind=$1
+    local cluster=$2 log=$3 mib=$4 options=() create=(-b "$2") step
+    shift 4
+    note "$kind, clusters of $cluster, $mib MiB and $*"
+    rm -f "$SCRATCH"/*.img "$TEST_DIR/model"
+    images=("$SCRATCH/0.img")
+    if [[ $kind == raw ]]; then
+        options=(-f raw -b "$cluster") create=(-f raw)
+    fi
+    ploopctl create -s "${mib}M" "${create[@]}" "$SCRATCH/0.img" >/dev/null
+    device=$(attach "${options[@]}" "$SCRATCH/0.img")
+    if [[ $kind == chain ]]; then
+        load
+        sleep 1
+        end_load before
+        ploopctl create -s "${mib}M" -b "$cluster" "$SCRATCH/1.img" >/dev/null
+        plooptest snapshot --cluster-log "$log" "$device" "$SCRATCH/1.img"
+        images+=("$SCRATCH/1.img")
+        load --from "$TEST_DIR/model"
+    else
+        load
+    fi
+    for step in "$@"; do
+        sleep 0.4
+        mib=$((mib + step))
+        timeout 60 plooptest op "$device" grow $((mib << 11)) || die "growth to $mib MiB failed"
+        expect_same "$(sectors)" $((mib << 11)) size
+    done
+    refused 22 plooptest op "$device" grow $(((mib << 11) - 2048))
+    if [[ $kind != raw ]]; then refused 22 plooptest op "$device" grow $(((mib << 11) + 8)); fi
+    timeout 60 plooptest op "$device" grow $((mib << 11)) || die 'growth by nothing failed'
+    end_load growth
+    # What is new reads as zeros and can be written.
+    plooptest load-verify --written "$device" "$TEST_DIR/model"
+    load --from "$TEST_DIR/model"
+    sleep 1
+    end_load 'on the larger disk'
+    plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk is wrong'
+    detach "$device"
+    judge
+    [[ $kind != raw ]] || options=(-f raw)
+    device=$(attach "${options[@]}" "${images[@]}")
+    expect_same "$(sectors)" $((mib << 11)) 'size after attaching again'
+    plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk is wrong after attaching again'
+    detach "$device"
+}
+
+# The first cluster of 32K has the entries of 255.5 MiB, each more those of 256.
+try one 32K 6 200 55 1 1 200 300 7 600
+try chain 32K 6 250 3 10 256 512
+try one 64K 7 1000 24 10 1100
+try raw 64K 7 100 1 30 100
+
+note 'the limit of version 1'
+images=("$SCRATCH/v1.img")
+ploopctl create -s 64M -b 64K --format-version 1 "${images[0]}" >/dev/null
+device=$(attach "${images[0]}")
+refused 27 plooptest op "$device" grow $((1 << 33))
+refused 22 plooptest op "$device" grow 0
+dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct conv=fsync status=none
+timeout 60 plooptest op "$device" grow $((65 << 11))
+detach "$device"
+kind=one
+judge
+device=$(attach -r "${images[0]}")
+refused 30 plooptest op "$device" grow $((66 << 11))
+detach "$device"
+
+note 'a file system on a partition'
+ploopctl create -s 250M -b 32K "$SCRATCH/fs.img" >/dev/null
+device=$(attach "$SCRATCH/fs.img")
+printf ',,L\n' | sfdisk -q --label gpt "$device"
+udevadm settle -t 10 || true
+retry 10 test -b "${device}p1"
+mkfs.ext4 -q -F "${device}p1"
+mkdir "$TEST_DIR/fs"
+mount "${device}p1" "$TEST_DIR/fs"
+head -c 20M /dev/urandom >"$TEST_DIR/fs/a"
+udevadm monitor --kernel --subsystem-match=block --property >"$TEST_DIR/events" &
+monitor=$!
+sleep 1
+timeout 60 plooptest op "$device" grow $((700 << 11))
+retry 10 grep -q 'RESIZE=1' "$TEST_DIR/events" || die "no event of a size that changed: $(<"$TEST_DIR/events")"
+kill "$monitor"
+sgdisk -e "$device" >&2 || die 'sgdisk -e fails'
+# The partition in use grows with the table.
+parted -s ---pretend-input-tty "$device" resizepart 1 Yes 100% >&2 || printf ', +\n' | sfdisk -N 1 --no-reread -f "$device" >&2
+partx -u "$device" >&2 || true
+udevadm settle -t 10 || true
+(($(blockdev --getsz "${device}p1") > 600 << 11)) || die "the partition has $(blockdev --getsz "${device}p1") sectors"
+resize2fs "${device}p1" >&2
+head -c 300M /dev/zero | tr '\0' x >"$TEST_DIR/fs/b"
+sync
+sums=$(sha256sum "$TEST_DIR"/fs/[ab])
+umount "$TEST_DIR/fs"
+e2fsck -fn "${device}p1" >&2 || die 'the file system is damaged'
+detach "$device"
+device=$(attach "$SCRATCH/fs.img")
+udevadm settle -t 10 || true
+retry 10 test -b "${device}p1"
+mount "${device}p1" "$TEST_DIR/fs"
+expect_same "$(sha256sum "$TEST_DIR"/fs/[ab])" "$sums" files
+umount "$TEST_DIR/fs"
+detach "$device"
+ploopctl check "$SCRATCH/fs.img" >&2

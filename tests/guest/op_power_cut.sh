@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# Power cuts during snapshots, merges, merges that are cancelled, growth and
+# compaction, under a load that makes every write durable: the images that there were
+# at that moment, attached (which repairs them), hold every acknowledged write, and
+# around the writes what was there before.
+# timeout: 600
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/power-cut-lib"
+. "$(dirname "$0")/op-power-cut-lib"
+
+try chain 8
+try middle 6
+try cancel 8
+try grow 8
+try compact 8
