@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line and its help, nothing else.
 
+mod disk;
+
+pub use disk::*;
+
+use crate::descriptor::guid::Guid;
 use crate::error::Code;
 use crate::offline::Format;
 use crate::size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Makes, attaches, checks, repairs and changes ploop images.
+/// Makes, attaches, checks, repairs and changes ploop images and disks with snapshots.
 ///
 /// An image file holds the contents of a disk. Attached, it is the block device /dev/ploopN,
 /// which can be partitioned, formatted and mounted. Images of format ploop1 are thin: they grow
 /// with what is written. They are QEMU's "parallels" images: qemu-img reads and makes them too.
+///
+/// A disk with snapshots is a directory of images with a DiskDescriptor.xml that says how they build
+/// on each other. Where a DISK is expected, give that file or its directory.
 #[derive(Debug, Parser)]
 #[command(name = "ploopctl", version, after_long_help = after_help(), after_help = SHORT_HELP)]
 #[command(max_term_width = 100, disable_help_subcommand = true)]
@@ -43,6 +51,10 @@ Examples:
   ploopctl check disk.img                look for damage; changes nothing
   ploopctl check --repair disk.img       and mend it
   ploopctl map --json disk.img           where each part of the disk is in the image
+  ploopctl create --descriptor -s 10G d  make a disk with a descriptor in the new directory d
+  ploopctl attach d                      attach it
+  ploopctl snapshot create d             freeze what is written so far; prints its name
+  ploopctl snapshot list d               what there is to go back to
   ploopctl merge base.img top.img        put all that top.img has into base.img
   ploopctl resize -s 20G disk.img        give it a larger disk
   ploopctl compact disk.img              cut what the file does not use
@@ -76,6 +88,18 @@ pub enum Command {
     Check(CheckArgs),
     /// Show where each part of the disk is in the image file
     Map(TargetArgs),
+    /// Make, list, mount, remove snapshots of a disk, and go back to them
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Put another file in the place of an image of a disk
+    Replace(ReplaceArgs),
+    /// Check the file systems of a disk, also while it is in use
+    Fscheck(FscheckArgs),
+    /// Complete or undo what was interrupted
+    Recover(DiskArgs),
+    /// Judge a descriptor, or make one for images that have lost it
+    #[command(subcommand)]
+    Descriptor(DescriptorCommand),
     /// Merge an image into the one below it
     Merge(MergeArgs),
     /// Give an image a larger disk
@@ -96,8 +120,9 @@ pub enum NewFormat {
 }
 
 /// Format of an image to attach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum AttachFormat {
+    #[default]
     /// ploop1 if the file says so; raw is never guessed
     Auto,
     /// Thin image with a table of clusters
@@ -115,7 +140,8 @@ pub enum AttachFormat {
 Examples:
   ploopctl create -s 10G disk.img
   ploopctl create -s 1T -b 4M --preallocate disk.img
-  ploopctl create -f raw -s 10G disk.raw")]
+  ploopctl create -f raw -s 10G disk.raw
+  ploopctl create --descriptor -s 10G /vz/101")]
 pub struct CreateArgs {
     /// Format of the image
     #[arg(short, long, value_enum, default_value = "ploop1")]
@@ -132,7 +158,12 @@ pub struct CreateArgs {
     /// Allocate all space at once
     #[arg(long)]
     pub preallocate: bool,
-    /// Path of the new image
+    /// Make a disk with a descriptor: a directory with root.hds and DiskDescriptor.xml, which is
+    /// made if it does not exist
+    #[arg(long)]
+    pub descriptor: bool,
+    /// Path of the new image, or of the directory with --descriptor
+    #[arg(value_name = "IMAGE|DIR")]
     pub image: PathBuf,
 }
 
@@ -148,12 +179,17 @@ pub struct CreateArgs {
 /// devices may share them. They must have one cluster size and one format version, and none may
 /// be smaller than the one before it. With -f raw only the base is raw; it has the cluster size of
 /// the others.
-#[derive(Debug, Args)]
+///
+/// A disk is attached with all the images that its descriptor names. What an earlier command left
+/// unfinished there is completed or undone first, which is said on standard error.
+#[derive(Debug, Clone, Default, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl attach disk.img
   ploopctl attach -r -n 7 disk.img       read-only, as /dev/ploop7
   ploopctl attach base.img mid.img top.img
+  ploopctl attach /vz/101/DiskDescriptor.xml
+  ploopctl attach -r --snapshot 0c5d8f5a-9fc1-4bd2-9e2c-6f5a1d7a6b01 /vz/101
   ploopctl attach -f raw /dev/sdb")]
 pub struct AttachArgs {
     /// Attach read-only; no image file is changed in any way
@@ -178,8 +214,17 @@ pub struct AttachArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Paths of the images of a chain, base first; most often one
-    #[arg(required = true, value_name = "IMAGE")]
+    /// Attach a snapshot of the disk, read-only
+    #[arg(long, value_name = "UUID", requires = "read_only")]
+    pub snapshot: Option<Guid>,
+    /// Attach a disk although a lower image changed since it was closed
+    #[arg(long)]
+    pub force: bool,
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// A disk; or the images of a chain, base first
+    #[arg(required = true, value_name = "DISK|IMAGE")]
     pub images: Vec<PathBuf>,
 }
 
@@ -193,8 +238,11 @@ Examples:
   ploopctl detach /dev/ploop0
   ploopctl detach disk.img")]
 pub struct DetachArgs {
-    /// Device (/dev/ploopN, ploopN or a partition of it) or path of an attached image
-    #[arg(value_name = "DEVICE|IMAGE")]
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Device (/dev/ploopN, ploopN or a partition of it), attached disk, or path of an attached image
+    #[arg(value_name = "DEVICE|DISK|IMAGE")]
     pub target: PathBuf,
 }
 
@@ -217,8 +265,8 @@ pub struct TargetArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Device (/dev/ploopN or ploopN) or path of an image
-    #[arg(value_name = "DEVICE|IMAGE")]
+    /// Device (/dev/ploopN or ploopN) or path of an image; for 'info' also a disk
+    #[arg(value_name = "DEVICE|IMAGE|DISK")]
     pub target: PathBuf,
 }
 
@@ -255,8 +303,12 @@ pub struct CheckArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Path of an image, or a device (/dev/ploopN or ploopN)
-    #[arg(value_name = "IMAGE|DEVICE")]
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Path of an image, a disk, all images of which are checked, or a device (/dev/ploopN or
+    /// ploopN)
+    #[arg(value_name = "IMAGE|DISK|DEVICE")]
     pub target: PathBuf,
 }
 
@@ -304,14 +356,15 @@ pub struct MergeArgs {
 
 /// Give an image a larger disk.
 ///
-/// The image must not be attached. Of a chain, resize the last image: none may be smaller than the
+/// A disk with a descriptor may be attached; an image must not. Of a chain, resize the last image: none may be smaller than the
 /// one below it. A disk cannot become smaller. What is on the disk, partitions and file systems,
 /// stays as large as it is; grow it when the image is attached.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl resize -s 20G disk.img
-  ploopctl resize -f raw -s 20G disk.raw")]
+  ploopctl resize -f raw -s 20G disk.raw
+  ploopctl resize -s 20G /vz/101")]
 pub struct ResizeArgs {
     /// Format of the image
     #[arg(short, long, value_enum, default_value = "ploop1")]
@@ -322,7 +375,11 @@ pub struct ResizeArgs {
     /// Allocate the new space of a raw image at once
     #[arg(long)]
     pub preallocate: bool,
-    /// Path of the image
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Path of the image, or a disk with a descriptor, attached or not
+    #[arg(value_name = "IMAGE|DISK")]
     pub image: PathBuf,
 }
 
@@ -335,7 +392,8 @@ pub struct ResizeArgs {
 #[command(after_help = "\
 Examples:
   ploopctl compact disk.img
-  ploopctl compact --drop-zeros base.img")]
+  ploopctl compact --drop-zeros base.img
+  ploopctl compact /vz/101")]
 pub struct CompactArgs {
     /// Also read all of the image and drop clusters full of zeros. IMAGE must be a base: above
     /// another image, zeros hide what is below
@@ -344,7 +402,12 @@ pub struct CompactArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Path of the image
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Path of the image, or a disk with a descriptor: if it is attached its top is compacted, else
+    /// all its images
+    #[arg(value_name = "IMAGE|DISK")]
     pub image: PathBuf,
 }
 

@@ -7,12 +7,19 @@ mod compact;
 mod control;
 mod convert;
 mod create;
+mod descriptor;
 mod detach;
+mod disk;
+mod fscheck;
 mod info;
 mod list;
 mod map;
 mod merge;
+mod mount;
+mod recover;
+mod replace;
 mod resize;
+mod snapshot;
 
 use crate::cli::Command;
 use crate::dev;
@@ -32,6 +39,11 @@ pub fn run(command: Command) -> Result<()> {
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(&args),
+        Command::Snapshot(command) => snapshot::run(&command),
+        Command::Replace(args) => replace::run(&args),
+        Command::Fscheck(args) => fscheck::run(&args),
+        Command::Recover(args) => recover::run(&args),
+        Command::Descriptor(command) => descriptor::run(&command),
         Command::Merge(args) => merge::run(&args),
         Command::Resize(args) => resize::run(&args),
         Command::Compact(args) => compact::run(&args),
@@ -45,11 +57,16 @@ enum Target {
     Device(Box<Device>),
     /// A path, taken as that of an image.
     Image(PathBuf),
+    /// The descriptor of a disk.
+    Disk(PathBuf),
 }
 
 impl Target {
-    /// A ploop device node, a partition of one, `ploopN`, or else an image.
+    /// A descriptor, a ploop device node, a partition of one, `ploopN`, or else an image.
     fn resolve(path: &Path, sysfs: &Sysfs) -> Result<Self> {
+        if let Some(descriptor) = crate::descriptor::named_by(path) {
+            return Ok(Self::Disk(descriptor));
+        }
         let index = match fs::metadata(path) {
             Ok(m) if m.file_type().is_block_device() => dev::disk_of(m.rdev()),
             Ok(_) => None,

@@ -4,12 +4,14 @@
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use ploop_pure::abi::{self, AddDelta, Chunk, Ctl, DeviceArg};
+use ploop_pure::abi::{self, AddDelta, Chunk, Ctl, DeviceArg, OpStart, OpStatus};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use zerocopy::FromZeros;
 
 /// The calls as functions. nix's macros make them; their arguments are pointers to the very
 /// structures of `ploop_pure::abi` that the numbers belong to.
@@ -37,6 +39,49 @@ mod raw {
         add_delta,
         abi::ADD_DELTA as Num,
         abi::AddDelta
+    );
+    nix::ioctl_write_ptr_bad!(
+        /// SNAPSHOT: head and chunk, without a cookie.
+        snapshot,
+        abi::SNAPSHOT as Num,
+        abi::AddDelta
+    );
+    nix::ioctl_write_ptr_bad!(
+        /// REPLACE_DELTA: head and chunk, without a cookie.
+        replace_delta,
+        abi::REPLACE_DELTA as Num,
+        abi::AddDelta
+    );
+    nix::ioctl_readwrite_bad!(
+        /// OP_START.
+        op_start,
+        abi::OP_START as Num,
+        abi::OpStart
+    );
+    nix::ioctl_readwrite_bad!(
+        /// OP_STATUS.
+        op_status,
+        abi::OP_STATUS as Num,
+        abi::OpStatus
+    );
+    nix::ioctl_none_bad!(
+        /// OP_CANCEL.
+        op_cancel,
+        abi::OP_CANCEL as Num
+    );
+    nix::ioctl_readwrite!(
+        /// FIFREEZE of linux/fs.h.
+        fifreeze,
+        b'X',
+        119,
+        nix::libc::c_int
+    );
+    nix::ioctl_readwrite!(
+        /// FITHAW of linux/fs.h.
+        fithaw,
+        b'X',
+        120,
+        nix::libc::c_int
     );
     nix::ioctl_readwrite_bad!(
         /// CTL_ADD.
@@ -128,39 +173,53 @@ impl Device {
 
     /// Adds an image to the stopped device.
     pub fn add_delta(&self, delta: Delta<'_>) -> Result<(), Errno> {
-        let mut cookie = [0; 64];
-        let mut flags = delta.flags;
-        if let Some(text) = delta.cookie {
-            if text.len() > abi::COOKIE_LEN_MAX {
-                return Err(Errno::EINVAL);
-            }
-            cookie[..text.len()].copy_from_slice(text.as_bytes());
-            flags |= abi::FLAG_COOKIE;
-        }
-        let arg = AddDelta {
-            ctl: Ctl {
-                format: delta.format,
-                flags,
-                cluster_log: delta.cluster_log,
-                size: 0,
-                chunks: 1,
-                level: 0,
-                mbz1: 0,
-                mbz2: 0,
-            },
-            chunk: Chunk {
-                fd: delta.image.as_raw_fd(),
-                io: abi::IO_AUTO,
-                flags: 0,
-                offset: 0,
-                start: 0,
-                len: 0,
-            },
-            cookie,
-        };
+        let arg = argument(delta, 0)?;
         // SAFETY: the descriptor is open and `arg` has head, one chunk as `chunks` says, and a
         // cookie; it is alive for the call.
         unsafe { raw::add_delta(self.0.as_raw_fd(), &arg) }?;
+        Ok(())
+    }
+
+    /// Makes the running device write to a new top. `FLAG_FS_SYNC` is possible here.
+    pub fn snapshot(&self, top: Delta<'_>) -> Result<(), Errno> {
+        let arg = argument(top, 0)?;
+        // SAFETY: the descriptor is open and `arg` has head and one chunk as `chunks` says; it is
+        // alive for the call.
+        unsafe { raw::snapshot(self.0.as_raw_fd(), &arg) }?;
+        Ok(())
+    }
+
+    /// Puts another image in the place of that of `level`.
+    pub fn replace(&self, level: u8, with: Delta<'_>) -> Result<(), Errno> {
+        let arg = argument(with, level)?;
+        // SAFETY: as for `snapshot`.
+        unsafe { raw::replace_delta(self.0.as_raw_fd(), &arg) }?;
+        Ok(())
+    }
+
+    /// Starts a long operation, and returns its number.
+    pub fn op_start(&self, start: &OpStart) -> Result<u64, Errno> {
+        let mut arg = *start;
+        // SAFETY: the descriptor is open and `arg` is the structure of OP_START, exclusively ours
+        // and alive for the call.
+        unsafe { raw::op_start(self.0.as_raw_fd(), &mut arg) }?;
+        Ok(arg.serial)
+    }
+
+    /// How far the long operation is, or how the last one ended.
+    pub fn op_status(&self) -> Result<OpStatus, Errno> {
+        let mut arg = OpStatus::new_zeroed();
+        arg.size = u32::try_from(size_of::<OpStatus>()).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: the descriptor is open and `arg` is the structure of OP_STATUS, exclusively ours
+        // and alive for the call.
+        unsafe { raw::op_status(self.0.as_raw_fd(), &mut arg) }?;
+        Ok(arg)
+    }
+
+    /// Ends the long operation early, and waits until it has ended.
+    pub fn op_cancel(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::op_cancel(self.0.as_raw_fd()) }?;
         Ok(())
     }
 
@@ -184,6 +243,56 @@ impl Device {
         unsafe { raw::clear(self.0.as_raw_fd()) }?;
         Ok(())
     }
+}
+
+/// The argument of a call that hands over an image.
+fn argument(delta: Delta<'_>, level: u8) -> Result<AddDelta, Errno> {
+    let mut cookie = [0; 64];
+    let mut flags = delta.flags;
+    if let Some(text) = delta.cookie {
+        if text.len() > abi::COOKIE_LEN_MAX {
+            return Err(Errno::EINVAL);
+        }
+        cookie[..text.len()].copy_from_slice(text.as_bytes());
+        flags |= abi::FLAG_COOKIE;
+    }
+    Ok(AddDelta {
+        ctl: Ctl {
+            format: delta.format,
+            flags,
+            cluster_log: delta.cluster_log,
+            size: 0,
+            chunks: 1,
+            level,
+            mbz1: 0,
+            mbz2: 0,
+        },
+        chunk: Chunk {
+            fd: delta.image.as_raw_fd(),
+            io: abi::IO_AUTO,
+            flags: 0,
+            offset: 0,
+            start: 0,
+            len: 0,
+        },
+        cookie,
+    })
+}
+
+/// Freezes the file system that `file` is of.
+pub fn freeze(file: &File) -> Result<(), Errno> {
+    let mut unused = 0;
+    // SAFETY: the descriptor is open, and the kernel does not look at the argument.
+    unsafe { raw::fifreeze(file.as_raw_fd(), &mut unused) }?;
+    Ok(())
+}
+
+/// Thaws the file system that `file` is of.
+pub fn thaw(file: &File) -> Result<(), Errno> {
+    let mut unused = 0;
+    // SAFETY: as for `freeze`.
+    unsafe { raw::fithaw(file.as_raw_fd(), &mut unused) }?;
+    Ok(())
 }
 
 /// Index of the ploop device that device number `rdev` is, or is a partition of.

@@ -40,21 +40,35 @@ pub enum Code {
     Truncate = 19,
     /// Space cannot be allocated.
     Allocate = 20,
+    /// A file system cannot be mounted.
+    Mount = 21,
+    /// A file system cannot be unmounted.
+    Umount = 22,
+    /// Somebody else keeps a lock for too long.
+    LockTimeout = 23,
+    /// A file cannot be renamed.
+    Rename = 28,
     /// The user ended it; what was done is sound.
     Aborted = 29,
+    /// A file cannot be removed.
+    Unlink = 35,
     /// The image is in use by a device or another program.
     InUse = 37,
     /// An argument makes no sense.
     Param = 38,
+    /// Not a valid descriptor, or not what its images are.
+    Descriptor = 39,
     /// The device or image is not attached.
     NotAttached = 40,
-    /// The image is damaged and can be repaired.
+    /// The image is damaged and can be repaired; of a file system: it is damaged.
     Damaged = 41,
+    /// There is no such snapshot.
+    NoSnapshot = 43,
 }
 
 impl Code {
     /// All codes with their meaning, as `--help` shows them.
-    pub const ALL: [(Self, &'static str); 21] = [
+    pub const ALL: [(Self, &'static str); 28] = [
         (Self::Create, "image cannot be created, or exists already"),
         (
             Self::DeviceOpen,
@@ -77,17 +91,30 @@ impl Code {
         (Self::Lock, "a lock cannot be taken"),
         (Self::Truncate, "a file cannot be lengthened or cut"),
         (Self::Allocate, "space cannot be allocated"),
+        (Self::Mount, "a file system cannot be mounted"),
+        (Self::Umount, "a file system cannot be unmounted"),
+        (Self::LockTimeout, "somebody else works on the disk"),
+        (Self::Rename, "a file cannot be renamed"),
         (
             Self::Aborted,
             "interrupted; the same command again does the rest",
         ),
+        (Self::Unlink, "a file cannot be removed"),
         (
             Self::InUse,
             "image is in use by a device or another program",
         ),
         (Self::Param, "bad argument"),
+        (
+            Self::Descriptor,
+            "not a valid descriptor, or not what its images are",
+        ),
         (Self::NotAttached, "device or image is not attached"),
-        (Self::Damaged, "image is damaged; ploopctl check says how"),
+        (
+            Self::Damaged,
+            "image is damaged, 'ploopctl check' says how; file system is damaged",
+        ),
+        (Self::NoSnapshot, "there is no such snapshot"),
     ];
 }
 
@@ -126,6 +153,14 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// What it says, without what to do.
+    pub fn without_hint(&self) -> String {
+        match &self.source {
+            Some(source) => format!("{}: {}", self.message, describe(source)),
+            None => self.message.clone(),
+        }
     }
 
     /// The same, where there is nothing better to be said yet.

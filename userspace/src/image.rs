@@ -5,6 +5,7 @@
 //! is read in pieces, and a scan holds one bit a slot.
 
 pub mod create;
+pub mod mend;
 pub mod repair;
 
 use crate::error::{Code, Error, Result};

@@ -2,9 +2,10 @@
 //! `ploopctl`: makes, attaches, checks and repairs ploop images.
 //!
 //! ```text
-//! cli -> cmd -> offline (merge, grow, compact, convert image files), progress
+//! cli -> cmd -> disk (a disk with a descriptor) -> descriptor (the file that describes it)
+//!               offline (merge, grow, compact, convert image files), progress
 //!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
-//!               output, error, size below all
+//!               output, error, signals, size below all
 //! ```
 //!
 //! What is *decided* about an image is decided in `ploop_pure`, which the kernel module shares;
@@ -14,8 +15,10 @@
 
 pub mod cli;
 pub mod cmd;
+pub mod descriptor;
 #[allow(unsafe_code)]
 pub mod dev;
+pub mod disk;
 pub mod error;
 pub mod image;
 pub mod locks;

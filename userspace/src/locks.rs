@@ -105,7 +105,8 @@ impl Drop for ImageLock<'_> {
     }
 }
 
-fn range(kind: i32, start: i64, len: i64) -> libc::flock {
+/// The lock of `len` bytes from `start`.
+pub fn range(kind: i32, start: i64, len: i64) -> libc::flock {
     libc::flock {
         // F_RDLCK, F_WRLCK, F_UNLCK and SEEK_SET are 0 to 2.
         l_type: kind as libc::c_short,
@@ -116,7 +117,8 @@ fn range(kind: i32, start: i64, len: i64) -> libc::flock {
     }
 }
 
-fn is_unsupported(e: Errno) -> bool {
+/// Whether the file system has no such locks.
+pub fn is_unsupported(e: Errno) -> bool {
     matches!(
         e,
         Errno::EINVAL | Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS
@@ -142,7 +144,7 @@ pub fn process(pid: i32) -> String {
 }
 
 /// The other process that has this file open with locks on it, as far as /proc tells.
-fn find_holder(file: &File) -> Option<String> {
+pub fn find_holder(file: &File) -> Option<String> {
     let meta = file.metadata().ok()?;
     let own = std::process::id();
     for pid in pids().filter(|p| u32::try_from(*p) != Ok(own)) {

@@ -247,6 +247,26 @@ impl Sysfs {
             .map(|e| e.file_name().to_string_lossy().into_owned())
             .collect()
     }
+
+    /// All block devices stacked on device `index`, directly or not: name and `MAJOR:MINOR`.
+    pub fn stacked(&self, index: u32) -> Vec<(String, String)> {
+        let mut found: Vec<(String, String)> = Vec::new();
+        let mut names = self.holders(index);
+        while let Some(name) = names.pop() {
+            if found.iter().any(|(n, _)| *n == name) {
+                continue;
+            }
+            let dir = self.root.join("block").join(&name);
+            let holders = fs::read_dir(dir.join("holders"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            names.extend(holders.map(|e| e.file_name().to_string_lossy().into_owned()));
+            let dev = line(&dir.join("dev")).unwrap_or_default();
+            found.push((name, dev));
+        }
+        found
+    }
 }
 
 fn read_delta(dir: &Path, level: u32) -> io::Result<Delta> {

@@ -2,6 +2,7 @@
 //! `ploopctl attach`: judge the images, mend what loses nothing, and hand them to the kernel.
 //!
 //! Several images are a chain, base first: all but the last are only read, and taken as they are.
+//! Those of a disk are named by its descriptor.
 //!
 //! The turn is held from the first look to the end, so that another attach or detach cannot come
 //! between. While an image is checked, QEMU's locks are held on it; they are released before the
@@ -9,10 +10,12 @@
 
 use super::control::{self, Making};
 use crate::cli::{AttachArgs, AttachFormat};
+use crate::descriptor::named_by;
 use crate::dev::{self, Control, Delta};
+use crate::disk::{Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::create::cluster_size;
-use crate::image::{repair, Access, Image, Kind, Report};
+use crate::image::{mend, Access, Image, Kind, Report};
 use crate::locks::{ImageLock, Turn, Use};
 use crate::output;
 use crate::signals::Quiet;
@@ -20,7 +23,7 @@ use crate::sysfs::Sysfs;
 use nix::errno::Errno;
 use ploop_pure::abi;
 use ploop_pure::chain::{self, Member};
-use ploop_pure::check::{Cure, Problem};
+use ploop_pure::check::Cure;
 use ploop_pure::layout::ploop1::Mark;
 use ploop_pure::repair::{Plan, Scope};
 use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
@@ -63,8 +66,78 @@ struct Judged {
     repaired: Vec<String>,
 }
 
+/// What was attached.
+pub struct Attached {
+    /// N of its ploopN.
+    pub index: u32,
+    /// The top.
+    top: Judged,
+}
+
 /// Runs the command.
 pub fn run(args: &AttachArgs) -> Result<()> {
+    let descriptors = args.images.iter().filter(|p| named_by(p).is_some()).count();
+    let live = Live::default();
+    // The locks of a disk are held to the end.
+    let (_disk, args) = match (args.images.as_slice(), descriptors) {
+        (_, 0) if args.snapshot.is_some() || args.force => {
+            let what = "--snapshot and --force are for disks with a descriptor";
+            return Err(Error::new(Code::Param, what));
+        }
+        (_, 0) => (None, args.clone()),
+        ([given], _) => {
+            let disk = super::disk::open(given, &live, Work::Short, &args.wait)?;
+            let args = args_of(&disk, args)?;
+            (Some(disk), args)
+        }
+        _ => {
+            let what = "a descriptor names all images of its disk: give it alone";
+            return Err(Error::new(Code::Param, what));
+        }
+    };
+    let attached = images(&args)?;
+    let device = dev::Device::path(attached.index);
+    if !args.json {
+        return output::text(&format!("{}\n", device.display()));
+    }
+    output::json(&Answer {
+        device,
+        index: attached.index,
+        image: attached.top.image.path(),
+        images: &args.images,
+        format: format_name(attached.top.format),
+        read_only: args.read_only,
+        repaired: attached.top.repaired,
+    })
+}
+
+/// The arguments that attach `disk`, or a snapshot of it.
+pub fn args_of(disk: &Opened, args: &AttachArgs) -> Result<AttachArgs> {
+    if args.format != AttachFormat::Auto || args.cluster.is_some() {
+        let what = "-f and -b are not for a disk: its descriptor says what they would";
+        return Err(Error::new(Code::Param, what));
+    }
+    let top = disk.descriptor().disk().top;
+    let guid = args.snapshot.unwrap_or(top);
+    disk.must_exist(guid)?;
+    let members = disk.members(guid, args.force)?;
+    let is_raw = members.first().is_some_and(|m| m.header.is_none());
+    let (format, cluster) = if is_raw {
+        let cluster = disk.descriptor().disk().cluster.bytes();
+        (AttachFormat::Raw, Some(cluster))
+    } else {
+        (AttachFormat::Ploop1, None)
+    };
+    Ok(AttachArgs {
+        format,
+        cluster,
+        images: members.into_iter().map(|m| m.path).collect(),
+        ..args.clone()
+    })
+}
+
+/// Attaches images.
+pub fn images(args: &AttachArgs) -> Result<Attached> {
     check_args(args)?;
     let _turn = Turn::take()?;
     let candidates = candidates(args);
@@ -84,22 +157,10 @@ pub fn run(args: &AttachArgs) -> Result<()> {
         let _quiet = Quiet::begin();
         hand_over(args, &judged)?
     };
-    let device = dev::Device::path(index);
-    if !args.json {
-        return output::text(&format!("{}\n", device.display()));
+    match judged.pop() {
+        Some(top) => Ok(Attached { index, top }),
+        None => Err(Error::new(Code::Param, "no image was given")),
     }
-    let Some(top) = judged.pop() else {
-        return Err(Error::new(Code::Param, "no image was given"));
-    };
-    output::json(&Answer {
-        device,
-        index,
-        image: top.image.path(),
-        images: &args.images,
-        format: format_name(top.format),
-        read_only: args.read_only,
-        repaired: top.repaired,
-    })
 }
 
 /// The images, base first: all but the last are only read.
@@ -309,12 +370,14 @@ impl Candidate<'_> {
         let mut repaired = Vec::new();
         if let Some(plan) = Plan::new(&report.findings, Scope::Needed) {
             if plan.cure() != Cure::Lossless {
-                return Err(lossy(self.path, &report));
+                return Err(mend::lossy(self.path, &report));
             }
             if self.is_read() {
                 // The kernel takes these two as they are; a torn cluster in use it cannot read.
                 if report.findings.tally.nr_torn > 0 {
-                    let hint = "attach it alone without -r, or run 'ploopctl check --repair'";
+                    let hint =
+                        "attach it alone without -r, or run 'ploopctl check --repair'; of a disk, \
+                            'ploopctl recover'";
                     return Err(needs_repair(self.path, &report, hint));
                 }
                 flags |= abi::FLAG_ACCEPT_INUSE;
@@ -322,7 +385,7 @@ impl Candidate<'_> {
                 let hint = "leave out --no-repair: the repair loses nothing";
                 return Err(needs_repair(self.path, &report, hint));
             } else {
-                repaired = mend(&image, &report, &plan)?;
+                repaired = mend::carry_out(&image, &report, &plan)?;
             }
         } else if !self.is_read() && header.mark == Mark::ClosedV21 && header.ext_offset != 0 {
             output::note(&format!(
@@ -349,41 +412,8 @@ impl Candidate<'_> {
     }
 }
 
-fn mend(image: &Image, report: &Report, plan: &Plan) -> Result<Vec<String>> {
-    repair::apply(image, &report.findings.header, plan)?;
-    // Believe the repair only when a second look does.
-    let after = image.check()?.map_err(|p| image.not_an_image(p))?;
-    if Plan::new(&after.findings, Scope::Needed).is_some() {
-        return Err(lossy(image.path(), &after));
-    }
-    let steps: Vec<String> = plan.steps().map(|s| s.to_string()).collect();
-    for step in &steps {
-        output::note(&format!("repaired: {step}"));
-    }
-    Ok(steps)
-}
-
-fn first_problem(report: &Report) -> String {
-    let is_worst = |p: &&Problem| Some(p.cure()) == report.findings.cure();
-    let worst = report.problems.iter().find(is_worst);
-    let more = match report.problems.len() as u64 + report.nr_omitted {
-        0 | 1 => String::new(),
-        n => format!(", and {}", output::count(n - 1, "more problem")),
-    };
-    worst.map_or(String::new(), |p| format!("{p}{more}"))
-}
-
-fn lossy(path: &Path, report: &Report) -> Error {
-    let at = path.display();
-    let what = format!("{at} is damaged: {}", first_problem(report));
-    Error::new(Code::Damaged, what).hint(format!(
-        "mending it loses data, so that is not done by itself: see 'ploopctl check {at}', \
-         then run 'ploopctl check --repair {at}'"
-    ))
-}
-
 fn needs_repair(path: &Path, report: &Report, hint: &str) -> Error {
-    let problem = first_problem(report);
+    let problem = mend::first_problem(report);
     let what = format!("{} needs a repair: {problem}", path.display());
     Error::new(Code::Damaged, what).hint(hint)
 }

@@ -4,6 +4,7 @@
 use super::info::extension_name;
 use super::Target;
 use crate::cli::CheckArgs;
+use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::{repair, Access, Image, Kind, Report};
 use crate::locks::{ImageLock, Use};
@@ -13,15 +14,16 @@ use crate::sysfs::{Device, Sysfs};
 use ploop_pure::check::{Cure, Problem};
 use ploop_pure::repair::{Plan, Scope};
 use serde::Serialize;
-use std::path::Path;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 
 /// How often a changing image is looked at before an entry counts as bad.
 const LIVE_TRIES: u32 = 5;
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct Answer {
     #[serde(serialize_with = "output::path")]
-    image: &'a Path,
+    image: PathBuf,
     /// `clean`, `damaged`, `invalid` or `repaired`.
     result: &'static str,
     live: bool,
@@ -55,13 +57,98 @@ struct Counts {
 /// Runs the command.
 pub fn run(args: &CheckArgs) -> Result<()> {
     let sysfs = Sysfs::default();
+    let mut job = Job {
+        repair: args.repair,
+        json: args.json,
+        collected: None,
+    };
     match Target::resolve(&args.target, &sysfs)? {
-        Target::Device(device) => live(args, &device),
+        Target::Device(device) => live(&job, &device),
+        Target::Disk(path) => {
+            job.collected = args.json.then(RefCell::default);
+            disk(&job, &path, args)
+        }
         Target::Image(path) => match sysfs.find_image(&path)?.first() {
             Some(device) => Err(attached(&path, device)),
-            None => image(args, &path),
+            None => image(&job, &path),
         },
     }
+}
+
+/// What is asked for.
+struct Job {
+    repair: bool,
+    json: bool,
+    /// Answers that are given together.
+    collected: Option<RefCell<Vec<Answer>>>,
+}
+
+impl Job {
+    fn answer(&self, answer: Answer) -> Result<()> {
+        match &self.collected {
+            None => output::json(&answer),
+            Some(all) => {
+                all.borrow_mut().push(answer);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct DiskAnswer<'a> {
+    #[serde(serialize_with = "output::path")]
+    descriptor: &'a Path,
+    images: Vec<Answer>,
+}
+
+/// Checks all images of a disk; the first that is damaged makes the verdict. Attached, the entries
+/// of its top are judged.
+fn disk(job: &Job, path: &Path, args: &CheckArgs) -> Result<()> {
+    let outside = Live::default();
+    let mut opened = super::disk::open(path, &outside, Work::Long, &args.wait)?;
+    let users = opened.users(&outside)?;
+    if let Some(device) = users.writer.or_else(|| users.readers.into_iter().next()) {
+        let single = Job {
+            repair: job.repair,
+            json: job.json,
+            collected: None,
+        };
+        return live(&single, &device);
+    }
+    let top = opened.descriptor().disk().top;
+    let members = opened.members(top, true)?;
+    let mut verdict = Ok(());
+    for image in &opened.descriptor().disk().images {
+        let file = opened.file(image)?;
+        let is_raw = members
+            .iter()
+            .any(|m| m.guid == image.guid && m.header.is_none());
+        if is_raw {
+            if !job.json {
+                output::text(&format!("{}: raw, nothing to check\n", file.display()))?;
+            }
+            continue;
+        }
+        if !job.json {
+            output::text(&format!("{}:\n", file.display()))?;
+        }
+        let one = self::image(job, &file);
+        if let Err(e) = &one {
+            output::note(&e.without_hint());
+        }
+        verdict = verdict.and(one);
+    }
+    if job.repair {
+        opened.record_lower()?;
+    }
+    if let Some(all) = &job.collected {
+        output::json(&DiskAnswer {
+            descriptor: path,
+            images: all.take(),
+        })?;
+    }
+    verdict
 }
 
 fn attached(path: &Path, device: &Device) -> Error {
@@ -72,8 +159,8 @@ fn attached(path: &Path, device: &Device) -> Error {
     ))
 }
 
-fn image(args: &CheckArgs, path: &Path) -> Result<()> {
-    let (access, usage) = if args.repair {
+fn image(job: &Job, path: &Path) -> Result<()> {
+    let (access, usage) = if job.repair {
         (Access::Write, Use::Write)
     } else {
         (Access::Read, Use::Read)
@@ -86,35 +173,35 @@ fn image(args: &CheckArgs, path: &Path) -> Result<()> {
     let _lock = ImageLock::take(image.file(), path, usage)?;
     let report = match image.check()? {
         Ok(report) => report,
-        Err(problem) => return invalid(args, &image, problem),
+        Err(problem) => return invalid(job, &image, problem),
     };
     let plan = Plan::new(&report.findings, Scope::All);
-    let Some(plan) = plan.filter(|_| args.repair) else {
-        let result = tell(args, path, &report, plan.as_ref(), Mode::Look);
+    let Some(plan) = plan.filter(|_| job.repair) else {
+        let result = tell(job, path, &report, plan.as_ref(), Mode::Look);
         return result.and_then(|()| verdict(path, &report));
     };
-    if !args.json {
-        tell(args, path, &report, Some(&plan), Mode::Repair)?;
+    if !job.json {
+        tell(job, path, &report, Some(&plan), Mode::Repair)?;
     }
     repair::apply(&image, &report.findings.header, &plan)?;
     // Believe the repair only when a second look does.
     let after = image.check()?.map_err(|p| image.not_an_image(p))?;
     verdict(path, &after)?;
-    if args.json {
-        tell(args, path, &report, Some(&plan), Mode::Repair)
+    if job.json {
+        tell(job, path, &report, Some(&plan), Mode::Repair)
     } else {
         output::text("Repaired.\n")
     }
 }
 
 /// Judges the entries of the image of a device, which may be changing.
-fn live(args: &CheckArgs, device: &Device) -> Result<()> {
+fn live(job: &Job, device: &Device) -> Result<()> {
     let Some(top) = device.top() else {
         let what = format!("{} has no image", device.device.display());
         return Err(Error::new(Code::NotAttached, what));
     };
     let path = &top.image;
-    if args.repair {
+    if job.repair {
         return Err(attached(path, device));
     }
     if top.format == "raw" {
@@ -126,7 +213,7 @@ fn live(args: &CheckArgs, device: &Device) -> Result<()> {
     let report = loop {
         let mut report = match image.check()? {
             Ok(report) => report,
-            Err(problem) => return invalid(args, &image, problem),
+            Err(problem) => return invalid(job, &image, problem),
         };
         // The mark is right, and the file grows ahead of the entries.
         let is_of_whole = |p: &Problem| {
@@ -146,7 +233,7 @@ fn live(args: &CheckArgs, device: &Device) -> Result<()> {
         std::thread::sleep(std::time::Duration::from_millis(200));
     };
     output::note(&format!("note: {}", super::LAGS));
-    tell(args, path, &report, None, Mode::Live)?;
+    tell(job, path, &report, None, Mode::Live)?;
     if report.problems.is_empty() {
         return Ok(());
     }
@@ -163,10 +250,10 @@ enum Mode {
     Live,
 }
 
-fn invalid(args: &CheckArgs, image: &Image, problem: Problem) -> Result<()> {
-    if args.json {
-        output::json(&Answer {
-            image: image.path(),
+fn invalid(job: &Job, image: &Image, problem: Problem) -> Result<()> {
+    if job.json {
+        job.answer(Answer {
+            image: image.path().to_owned(),
             result: "invalid",
             live: false,
             problems: vec![row(problem)],
@@ -197,18 +284,12 @@ fn verdict(path: &Path, report: &Report) -> Result<()> {
     Err(Error::new(Code::Damaged, what).hint(hint))
 }
 
-fn tell(
-    args: &CheckArgs,
-    path: &Path,
-    report: &Report,
-    plan: Option<&Plan>,
-    mode: Mode,
-) -> Result<()> {
+fn tell(job: &Job, path: &Path, report: &Report, plan: Option<&Plan>, mode: Mode) -> Result<()> {
     let found = &report.findings;
     let header = found.header;
     let steps = plan.map(|p| p.steps().map(|s| s.to_string()).collect());
     let answer = Answer {
-        image: path,
+        image: path.to_owned(),
         result: match mode {
             Mode::Repair => "repaired",
             Mode::Look if found.cure().is_some() => "damaged",
@@ -229,14 +310,14 @@ fn tell(
         }),
         plan: steps.unwrap_or_default(),
     };
-    if args.json {
-        output::json(&answer)
+    if job.json {
+        job.answer(answer)
     } else {
         output::text(&describe(&answer, mode))
     }
 }
 
-fn describe(answer: &Answer<'_>, mode: Mode) -> String {
+fn describe(answer: &Answer, mode: Mode) -> String {
     let mut text = String::new();
     for p in &answer.problems {
         text += &format!("problem: {} ({})\n", p.message, p.cure);

@@ -2,7 +2,9 @@
 //! `ploopctl compact`.
 
 use crate::cli::CompactArgs;
-use crate::error::Result;
+use crate::descriptor::named_by;
+use crate::disk::{Live, Work};
+use crate::error::{Code, Error, Result};
 use crate::offline::{self, Zeros};
 use crate::output;
 use crate::progress::Shown;
@@ -22,6 +24,9 @@ struct Answer<'a> {
 
 /// Runs the command.
 pub fn run(args: &CompactArgs) -> Result<()> {
+    if let Some(descriptor) = named_by(&args.image) {
+        return disk(args, &descriptor);
+    }
     let zeros = if args.drop_zeros {
         Zeros::Drop
     } else {
@@ -45,4 +50,18 @@ pub fn run(args: &CompactArgs) -> Result<()> {
         human(done.space),
         human(done.space_before),
     ))
+}
+
+/// A disk with a descriptor: its top if it is attached, else all its images.
+fn disk(args: &CompactArgs, path: &Path) -> Result<()> {
+    if args.drop_zeros || args.json {
+        let what = "--drop-zeros and --json are for one image";
+        return Err(Error::new(Code::Param, what));
+    }
+    let live = Live::default();
+    let mut disk = super::disk::open(path, &live, Work::Long, &args.wait)?;
+    for (file, freed) in disk.compact(&live)? {
+        output::text(&format!("{}: {} shorter\n", file.display(), human(freed)))?;
+    }
+    Ok(())
 }

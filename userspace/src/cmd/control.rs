@@ -5,6 +5,7 @@
 use crate::dev::{Control, Device};
 use crate::error::{Code, Error, Result};
 use crate::locks;
+use crate::output;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
 use std::fs;
@@ -242,6 +243,20 @@ fn mounts(index: u32) -> Vec<String> {
     found
 }
 
+/// Device N of what is mounted at `path`, by the name of its source: for file systems with numbers
+/// of their own.
+pub fn mounted_at(path: &std::path::Path) -> Option<u32> {
+    let path = fs::canonicalize(path).ok()?;
+    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // The last one covers those before it.
+    let line = text.lines().rfind(|line| {
+        let at = line.split(' ').nth(4).unwrap_or_default();
+        std::path::Path::new(&output::unescape_mount(at)) == path
+    })?;
+    let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
+    super::index_by_name(std::path::Path::new(source))
+}
+
 /// The mount point in a line of mountinfo, if it is of device `index` or a partition of it, by
 /// number or, for file systems with numbers of their own, by the name of the source.
 fn mount_point(line: &str, index: u32) -> Option<String> {
@@ -252,15 +267,7 @@ fn mount_point(line: &str, index: u32) -> Option<String> {
     let by_number = crate::dev::disk_of(rdev) == Some(index);
     let source = std::path::Path::new(right.split(' ').nth(1)?);
     let by_name = source.is_absolute() && super::index_by_name(source) == Some(index);
-    (by_number || by_name).then(|| unescape(left.get(4).unwrap_or(&"")))
-}
-
-/// mountinfo writes a space as `\040` and the like.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+    (by_number || by_name).then(|| output::unescape_mount(left.get(4).unwrap_or(&"")))
 }
 
 #[cfg(test)]

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `ploopctl create`.
+//! `ploopctl create`: an image, or a disk of one image.
 
 use crate::cli::{CreateArgs, NewFormat};
+use crate::descriptor::lock::{FileLock, Patience};
+use crate::descriptor::{self, edit, store, Descriptor};
 use crate::error::{Code, Error, Result};
 use crate::image::create::{self, Space};
 use crate::size::human;
 use ploop_pure::layout::ploop1::{Header, Version};
 use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
 /// Runs the command.
 pub fn run(args: &CreateArgs) -> Result<()> {
@@ -24,15 +29,64 @@ pub fn run(args: &CreateArgs) -> Result<()> {
     } else {
         Space::Thin
     };
+    if args.descriptor {
+        return disk(args, space);
+    }
+    image(args, &args.image, space)
+}
+
+/// A directory with an image and a descriptor. The descriptor is last: without it there is no disk.
+fn disk(args: &CreateArgs, space: Space) -> Result<()> {
+    let dir = &args.image;
+    let failed =
+        |what: &str, e| Error::io(Code::Create, format!("cannot {what} {}", dir.display()), e);
+    let path = dir.join(descriptor::NAME);
+    if path.symlink_metadata().is_ok() {
+        let what = format!("{} exists already and is left as it is", path.display());
+        return Err(Error::new(Code::Create, what).hint("choose another directory"));
+    }
+    let is_new = match fs::create_dir(dir) {
+        Ok(()) => true,
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+        Err(e) => return Err(failed("make the directory", e)),
+    };
+    let whole = fs::canonicalize(dir).map_err(|e| failed("open", e))?;
+    let path = whole.join(descriptor::NAME);
+    let _lock = FileLock::take(&path, Patience(Duration::ZERO))?;
+    let file = "root.hds";
+    let made = image(args, &whole.join(file), space);
+    let stored = made.and_then(|()| {
+        let cluster = match args.cluster {
+            Some(bytes) => create::cluster_size(bytes)?,
+            None => ClusterSize::DEFAULT,
+        };
+        let is_raw = args.format == NewFormat::Raw;
+        let size = args.size / SECTOR_BYTES;
+        let text = edit::new_text(size, cluster.sectors(), is_raw, args.preallocate, file);
+        let text = Descriptor::parse(&path, &text)?.text();
+        store::write(&path, &text).inspect_err(|_| {
+            let _ = fs::remove_file(whole.join(file));
+        })
+    });
+    if stored.is_err() && is_new {
+        let _ = fs::remove_file(store::beside(&path, ".lck"));
+        let _ = fs::remove_dir(&whole);
+    }
+    stored?;
+    // The name of the directory, too.
+    store::sync_dir(&whole)
+}
+
+fn image(args: &CreateArgs, path: &Path, space: Space) -> Result<()> {
     match args.format {
         NewFormat::Raw => {
-            if args.cluster.is_some() {
+            if args.cluster.is_some() && !args.descriptor {
                 let what = "a raw image has no clusters: -b is not possible with -f raw";
                 return Err(Error::new(Code::Param, what));
             }
-            create::raw(&args.image, args.size, space)
+            create::raw(path, args.size, space)
         }
-        NewFormat::Ploop1 => create::ploop1(&args.image, header(args)?, space),
+        NewFormat::Ploop1 => create::ploop1(path, header(args)?, space),
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::{control, Target};
 use crate::cli::DetachArgs;
+use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
 use crate::locks::Turn;
 use crate::sysfs::{Device, Sysfs};
@@ -12,24 +13,48 @@ use std::path::Path;
 
 /// Runs the command.
 pub fn run(args: &DetachArgs) -> Result<()> {
-    let _turn = Turn::take()?;
     let sysfs = Sysfs::default();
     let device = match Target::resolve(&args.target, &sysfs)? {
         Target::Device(device) => *device,
         Target::Image(path) => of_image(&sysfs, &path)?,
+        Target::Disk(path) => return of_disk(&path, args),
     };
+    device_cleanly(&sysfs, &device)
+}
+
+/// Detaches a disk, and writes down what its lower images are now.
+fn of_disk(path: &Path, args: &DetachArgs) -> Result<()> {
+    let live = Live::default();
+    let mut disk = super::disk::open(path, &live, Work::Short, &args.wait)?;
+    let sysfs = Sysfs::default();
+    let top = disk.file(disk.descriptor().top())?;
+    let users = disk.users(&live)?;
+    let device = match users.writer {
+        Some(device) => device,
+        None => of_image(&sysfs, &top)?,
+    };
+    device_cleanly(&sysfs, &device)?;
+    if disk.users(&live)?.writer.is_none() {
+        disk.record_lower()?;
+    }
+    Ok(())
+}
+
+/// Detaches a device.
+pub fn device_cleanly(sysfs: &Sysfs, device: &Device) -> Result<()> {
+    let _turn = Turn::take()?;
     let control = control::open()?;
     let node = control::open_node(device.index)?;
     let stopped = match control::while_busy(|| node.stop()) {
         // Not running: a tool was killed before START or after STOP.
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
         // It may have stopped, but without closing its image. That is said at the end.
-        Err(e) if e != Errno::EBUSY && has_stopped(&sysfs, &device)? => Err(unclean(&device, e)),
-        Err(e) => return Err(refused(&sysfs, &device, "stop", e)),
+        Err(e) if e != Errno::EBUSY && has_stopped(sysfs, device)? => Err(unclean(device, e)),
+        Err(e) => return Err(refused(sysfs, device, "stop", e)),
     };
-    control::while_busy(|| node.clear()).map_err(|e| refused(&sysfs, &device, "clear", e))?;
+    control::while_busy(|| node.clear()).map_err(|e| refused(sysfs, device, "clear", e))?;
     drop(node);
-    control::remove(&control, device.index).map_err(|e| refused(&sysfs, &device, "remove", e))?;
+    control::remove(&control, device.index).map_err(|e| refused(sysfs, device, "remove", e))?;
     stopped
 }
 

@@ -58,6 +58,7 @@ pub fn run(args: &TargetArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     let (path, device) = match Target::resolve(&args.target, &sysfs)? {
         Target::Device(device) => (device.top().map(|t| t.image.clone()), Some(*device)),
+        Target::Disk(path) => return super::descriptor::info(&path, args.json),
         Target::Image(path) => {
             let device = sysfs.find_image(&path)?.into_iter().next();
             (Some(path), device)

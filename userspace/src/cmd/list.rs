@@ -68,7 +68,7 @@ fn cells(d: &Device) -> [String; 6] {
 }
 
 /// Columns as wide as their widest cell; the last is not padded.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut text = String::new();

@@ -35,6 +35,10 @@ pub fn run(args: &TargetArgs) -> Result<()> {
                 return Err(Error::new(Code::NotAttached, what));
             }
         },
+        Target::Disk(path) => {
+            let what = format!("{} is a disk of several images", path.display());
+            return Err(Error::new(Code::Param, what).hint("give one of its images"));
+        }
         Target::Image(path) => {
             let device = sysfs.find_image(&path)?.into_iter().next().map(Box::new);
             (path, device)

@@ -2,6 +2,8 @@
 //! `ploopctl resize`.
 
 use crate::cli::{GivenFormat, ResizeArgs};
+use crate::descriptor::named_by;
+use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::create::Space;
 use crate::offline;
@@ -9,14 +11,17 @@ use crate::output;
 use crate::progress::Shown;
 use crate::size::human;
 use ploop_pure::units::SECTOR_BYTES;
+use std::path::Path;
 
 /// Runs the command.
 pub fn run(args: &ResizeArgs) -> Result<()> {
-    let at = args.image.display();
     if args.size == 0 || args.size % SECTOR_BYTES != 0 || i64::try_from(args.size).is_err() {
         let what = format!("a disk of {} bytes is not possible", args.size);
         return Err(Error::new(Code::Param, what)
             .hint("the size is a multiple of 512 bytes; 10G, say, is 10 GiB"));
+    }
+    if let Some(descriptor) = named_by(&args.image) {
+        return disk(args, &descriptor);
     }
     let has_grown = match (args.format, args.preallocate) {
         (GivenFormat::Raw, true) => offline::grow_raw(&args.image, args.size, Space::Full)?,
@@ -31,6 +36,23 @@ pub fn run(args: &ResizeArgs) -> Result<()> {
             offline::grow(&args.image, sectors, &mut Shown::new())?
         }
     };
+    tell(args, has_grown)
+}
+
+/// A disk with a descriptor, attached or not.
+fn disk(args: &ResizeArgs, path: &Path) -> Result<()> {
+    if args.format != GivenFormat::Ploop1 || args.preallocate {
+        let what = "-f and --preallocate are not for a disk: its descriptor says what it is";
+        return Err(Error::new(Code::Param, what));
+    }
+    let live = Live::default();
+    let mut disk = super::disk::open(path, &live, Work::Long, &args.wait)?;
+    let has_grown = disk.grow(&live, args.size / SECTOR_BYTES)?;
+    tell(args, has_grown)
+}
+
+fn tell(args: &ResizeArgs, has_grown: bool) -> Result<()> {
+    let at = args.image.display();
     let size = human(args.size);
     output::text(&if has_grown {
         format!("{at} has a size of {size} now.\n")

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# A disk with a descriptor from end to end, with a file system on it: attached by
+# its directory, snapshots while detached, one mounted for a backup while the disk
+# is in use, going back, checking its file system, and images that changed.
+# timeout: 240
+. "$(dirname "$0")/lib.sh"
+
+need e2fsck blkid
+
+scratch_fs ext4
+
+# says STATUS WORDS ARGUMENTS...: ploopctl ends so, and says so.
+says() {
+    local want=$1 words=$2 status=0 said
+    shift 2
+    said=$(ploopctl "$@" 2>&1) || status=$?
+    expect_same "$status" "$want" "status of $*: $said"
+    [[ $said == *"$words"* ]] || die "$* says '$said'"
+}
+
+# on COMMAND...: on the mounted disk.
+on() {
+    local device
+    device=$(attach "$disk")
+    mount "$device" "$at"
+    "$@"
+    umount "$at"
+    detach "$disk"
+}
+
+put() { head -c "$2" /dev/urandom >"$at/$1"; cp "$at/$1" "$TEST_DIR/$1"; }
+same() { local name; for name; do expect_same_bytes "$at/$name" "$TEST_DIR/$name"; done; }
+lacks() { [[ ! -e $at/$1 ]] || die "$1 is there"; }
+
+at=$TEST_DIR/mnt backup=$TEST_DIR/backup
+mkdir "$at" "$backup"
+for kind in ploop1 raw; do
+    note "$kind"
+    disk=$SCRATCH/$kind
+    ploopctl create --descriptor -f "$kind" -s 64M -b 64K "$disk"
+    device=$(attach "$disk/DiskDescriptor.xml")
+    mkfs.ext4 -q "$device"
+    says 37 'attached already' attach "$disk"
+    detach "$disk"
+    says 40 'not attached' detach "$disk"
+    on put first 3M
+    a=$(ploopctl snapshot create "$disk")
+    on put second 3M
+    b=$(ploopctl snapshot create "$disk")
+
+    device=$(attach "$disk")
+    mount "$device" "$at"
+    put third 3M
+    same first second third
+    says 38 'is attached as' snapshot switch --uuid "$a" "$disk"
+    note 'a backup of the first snapshot meanwhile'
+    ploopctl snapshot mount --uuid "$a" "$disk" "$backup" >/dev/null
+    expect_same_bytes "$backup/first" "$TEST_DIR/first"
+    [[ ! -e $backup/second ]] || die 'the snapshot has what came later'
+    expect_fail touch "$backup/x"
+    says 40 'no snapshot is mounted' snapshot umount "$at"
+    put fourth 1M
+    ploopctl snapshot umount "$backup"
+    expect_same "$(ploopctl list | grep -c /dev/)" 1 'devices'
+    umount "$at"
+    detach "$disk"
+    ploopctl fscheck "$disk" >/dev/null
+
+    note 'back to the second'
+    ploopctl snapshot switch --uuid "$b" "$disk"
+    on same first second
+    on lacks third
+    on put fifth 1M
+    ploopctl snapshot delete --uuid 5fbaabe3-6958-40ff-92a7-860e329aab41 "$disk"
+    on same first second
+    on lacks fifth
+    ploopctl descriptor validate "$disk" >/dev/null
+    ploopctl check "$disk" >/dev/null
+
+    note 'merged, larger, shorter'
+    b=$(ploopctl snapshot create "$disk")
+    ploopctl resize -s 96M "$disk"
+    on put sixth 1M
+    ploopctl snapshot delete --uuid "$a" "$disk"
+    on same first second sixth
+    ploopctl compact "$disk"
+    on same first second sixth
+    ploopctl snapshot create "$disk" >/dev/null
+    ploopctl snapshot merge --all "$disk"
+    on same first second sixth
+    expect_same "$(ploopctl snapshot list --json "$disk" | jq '.size / 1048576')" 96 'MiB'
+    ploopctl check "$disk" >/dev/null
+    ploopctl snapshot create "$disk" >/dev/null
+
+    note 'a base that somebody else wrote to'
+    touch "$disk/root.hds"
+    says 39 'was written to' attach "$disk"
+    device=$(attach --force "$disk")
+    detach "$disk"
+    device=$(attach "$disk")
+    dd if=/dev/zero of="$device" bs=4k count=16 seek=100 conv=notrunc,fsync status=none
+    dd if=/dev/urandom of="$device" bs=4k count=64 seek=1 conv=notrunc,fsync status=none
+    detach "$disk"
+    says 41 'damaged' fscheck "$disk"
+done

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Freezing what the kernel module cannot see: file systems on devices that are stacked on the
+//! disk, such as dm-crypt and LVM. The module itself freezes those on the disk and its partitions.
+
+use crate::dev;
+use crate::error::{Code, Error, Result};
+use crate::output;
+use crate::sysfs::Sysfs;
+use nix::errno::Errno;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// File systems that are frozen; thawed when dropped. The signals that end a program must be held
+/// back meanwhile.
+#[derive(Debug, Default)]
+pub struct Frozen(Vec<(PathBuf, File)>);
+
+impl Frozen {
+    /// Freezes the mounted file systems on what is stacked on device `index`. One that cannot be
+    /// frozen ends it, and all are thawed.
+    pub fn stacked_on(sysfs: &Sysfs, index: u32) -> Result<Self> {
+        let devices = sysfs.stacked(index);
+        if devices.is_empty() {
+            return Ok(Self::default());
+        }
+        let info = fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
+        let mut frozen = Self::default();
+        for at in mount_points(&info, &devices) {
+            let file = File::open(&at)
+                .map_err(|e| Error::io(Code::Open, format!("cannot open {}", at.display()), e))?;
+            match dev::freeze(&file) {
+                Ok(()) => frozen.0.push((at, file)),
+                // By somebody else, who thaws it.
+                Err(Errno::EBUSY) => {
+                    output::note(&format!("note: {} is frozen already", at.display()));
+                }
+                Err(e) => {
+                    let what = format!("cannot freeze the file system at {}", at.display());
+                    return Err(Error::io(Code::DeviceIoctl, what, e)
+                        .hint("--no-freeze makes a snapshot as after a power cut"));
+                }
+            }
+        }
+        Ok(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        while let Some((at, file)) = self.0.pop() {
+            if let Err(e) = dev::thaw(&file) {
+                let at = at.display();
+                output::note(&format!(
+                    "cannot thaw the file system at {at}: {}; run 'fsfreeze -u {at}'",
+                    e.desc()
+                ));
+            }
+        }
+    }
+}
+
+/// Where the file systems on `devices` (name and `MAJOR:MINOR`) are mounted, one place each.
+fn mount_points(mountinfo: &str, devices: &[(String, String)]) -> Vec<PathBuf> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let left: Vec<&str> = left.split(' ').collect();
+        let (Some(number), Some(at)) = (left.get(2), left.get(4)) else {
+            continue;
+        };
+        let source = right.split(' ').nth(1).unwrap_or_default();
+        let source = fs::canonicalize(source).unwrap_or_default();
+        // btrfs has numbers of its own.
+        let is_on = |(name, dev): &(String, String)| {
+            dev == number || source == Path::new("/dev").join(name)
+        };
+        if devices.iter().any(is_on) && seen.insert((*number).to_owned()) {
+            found.push(PathBuf::from(output::unescape_mount(at)));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacked_file_systems_are_found_once() {
+        let info = "30 1 254:3 / /mnt/a\\040b rw - ext4 /dev/mapper/x rw\n\
+                    31 1 254:3 /sub /srv rw - ext4 /dev/mapper/x rw\n\
+                    32 1 8:1 / / rw - ext4 /dev/sda1 rw\n";
+        let devices = [("dm-3".to_owned(), "254:3".to_owned())];
+        assert_eq!(mount_points(info, &devices), [PathBuf::from("/mnt/a b")]);
+        assert!(mount_points(info, &[]).is_empty());
+    }
+}

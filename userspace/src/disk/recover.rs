@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0
+//! How an operation ends: completed or undone. The operation itself ends this way too, so that
+//! what is rare is done by what is used every day.
+//!
+//! The descriptor's text tells how far it came: it is that of *before*, or that of *after*, or, for
+//! a merge, the *marked* one. With *before*, the kernel may have done its part already. A running
+//! device is asked; without one the new image tells: what holds data is kept.
+
+use super::files::Member;
+use super::intent::{Intent, Operation};
+use super::outside::{Base, Outside};
+use super::Opened;
+use crate::descriptor::store;
+use crate::error::{Code, Error, Result};
+use crate::image::{mend, Access, Image};
+use crate::locks::{ImageLock, Use};
+use crate::sysfs::Device;
+use ploop_pure::check::Problem;
+use ploop_pure::layout::ploop1::Mark;
+use std::path::Path;
+
+/// What is to become of an unfinished operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// What is left is done.
+    Complete,
+    /// What was done is taken back.
+    Undo,
+}
+
+impl Opened {
+    /// Completes or undoes what is unfinished.
+    pub(super) fn recover(&mut self, outside: &dyn Outside) -> Result<()> {
+        let Some(intent) = Intent::load(&self.path)? else {
+            return Ok(());
+        };
+        let what = &intent.operation;
+        let done = match self.end(outside, &intent)? {
+            Verdict::Complete => "completed",
+            Verdict::Undo => "undone",
+        };
+        self.mended
+            .push(format!("found an unfinished {what}: {done}"));
+        Ok(())
+    }
+
+    /// Records `intent` and does `work`, up to the point from which it is completed; then ends it.
+    /// If the work fails it is undone or, if the kernel did its part, completed all the same.
+    pub(super) fn carry_out(
+        &mut self,
+        outside: &dyn Outside,
+        intent: &Intent,
+        work: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        intent.store(&self.path)?;
+        outside.step("intent");
+        let worked = work(self);
+        match (worked, self.end(outside, intent)) {
+            (Ok(()), Ok(Verdict::Complete)) => Ok(()),
+            (Ok(()), Ok(Verdict::Undo)) => {
+                let what = format!("the {} did not take effect", intent.operation);
+                Err(Error::new(Code::System, what))
+            }
+            (Err(e), Ok(Verdict::Undo)) => Err(e),
+            (Err(e), Ok(Verdict::Complete)) => {
+                Err(e.hint(format!("all the same, the {} is made", intent.operation)))
+            }
+            (Ok(()), Err(e)) => Err(e),
+            (Err(e), Err(end)) => Err(e.hint(format!(
+                "and the {} could be neither completed nor undone: {}; run 'ploopctl recover {}'",
+                intent.operation,
+                end.without_hint(),
+                self.path.display()
+            ))),
+        }
+    }
+
+    fn end(&mut self, outside: &dyn Outside, intent: &Intent) -> Result<Verdict> {
+        let verdict = self.judge(outside, intent)?;
+        match verdict {
+            Verdict::Complete => self.complete(outside, intent)?,
+            Verdict::Undo => self.undo(outside, intent)?,
+        }
+        Intent::remove(&self.path)?;
+        outside.step("ended");
+        Ok(verdict)
+    }
+
+    fn judge(&self, outside: &dyn Outside, intent: &Intent) -> Result<Verdict> {
+        let text = self.descriptor.text();
+        if text == intent.after {
+            return Ok(Verdict::Complete);
+        }
+        if let Operation::Merge { marked, .. } = &intent.operation {
+            if &text == marked {
+                return Ok(Verdict::Complete);
+            }
+        }
+        if text != intent.before {
+            let what = format!(
+                "{} was changed by another program while a {} was unfinished",
+                self.path.display(),
+                intent.operation
+            );
+            return Err(Error::new(Code::Descriptor, what).hint(format!(
+                "compare it with {}{}: 'before' and 'after' there are what it was and was to be. Put \
+                 one of them in place, then run 'ploopctl recover'",
+                self.path.display(),
+                super::intent::SUFFIX
+            )));
+        }
+        match &intent.operation {
+            Operation::Snapshot { new, .. } => self.judge_new(outside, new, |me| me.has_data(new)),
+            Operation::Replace { old, new, .. } => self.judge_new(outside, new, |me| {
+                Ok(me.is_marked(new)? && !me.is_marked(old)?)
+            }),
+            Operation::Grow { sectors } => self.judge_grown(outside, *sectors),
+            // These take effect with the descriptor.
+            Operation::Switch { .. } | Operation::Delete { .. } | Operation::Merge { .. } => {
+                Ok(Verdict::Undo)
+            }
+        }
+    }
+
+    /// Whether the kernel took the file `new`. If no device tells, `was_used` does.
+    fn judge_new(
+        &self,
+        outside: &dyn Outside,
+        new: &str,
+        was_used: impl FnOnce(&Self) -> Result<bool>,
+    ) -> Result<Verdict> {
+        let path = self.other_file(new);
+        if path.symlink_metadata().is_err() {
+            return Ok(Verdict::Undo);
+        }
+        let devices = outside.devices()?;
+        let is_used = if devices.iter().any(|d| d.delta_of(&path).is_some()) {
+            true
+        } else if self.users(outside)?.writer.is_some() {
+            false
+        } else {
+            was_used(self)?
+        };
+        Ok(if is_used {
+            Verdict::Complete
+        } else {
+            Verdict::Undo
+        })
+    }
+
+    /// Whether there is anything in a new top. If not it makes no difference to what is read, and
+    /// may go: what was written to it and flushed, it would name. The mark says less: the kernel
+    /// sets it before it switches, and goes on writing to the old top if it then does not.
+    fn has_data(&self, file: &str) -> Result<bool> {
+        let image = Image::open(&self.other_file(file), Access::Read)?;
+        let report = image.check()?.map_err(|p| image.not_an_image(p))?;
+        let is_harmless = |p: &Problem| {
+            matches!(
+                p,
+                Problem::InUse | Problem::EmptyFlag | Problem::TornTail { .. }
+            )
+        };
+        Ok(report.findings.usage.nr_used > 0 || !report.problems.iter().all(is_harmless))
+    }
+
+    /// Whether a ploop1 image is in use, or was in a crash.
+    fn is_marked(&self, file: &str) -> Result<bool> {
+        let image = Image::open(&self.other_file(file), Access::Read)?;
+        Ok(image.has_magic()? && image.good_header()?.0.mark == Mark::InUse)
+    }
+
+    /// Does what is left to do. Begun again, it goes on.
+    fn complete(&mut self, outside: &dyn Outside, intent: &Intent) -> Result<()> {
+        let text = self.descriptor.text();
+        if text != intent.after {
+            if let Operation::Merge { lower, upper, .. } = &intent.operation {
+                self.merge_data(outside, lower, upper)?;
+                outside.step("merged");
+            }
+            self.store(&intent.after)?;
+            outside.step("stored");
+        }
+        match &intent.operation {
+            Operation::Switch { old, .. } | Operation::Delete { old, .. } => {
+                self.drop_file(outside, old)?
+            }
+            Operation::Merge { upper, .. } => self.drop_file(outside, upper)?,
+            Operation::Snapshot { .. } | Operation::Replace { .. } | Operation::Grow { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self, outside: &dyn Outside, intent: &Intent) -> Result<()> {
+        match &intent.operation {
+            Operation::Snapshot { new, .. } | Operation::Switch { new, .. } => {
+                self.drop_file(outside, new)
+            }
+            Operation::Delete { .. }
+            | Operation::Merge { .. }
+            | Operation::Replace { .. }
+            | Operation::Grow { .. } => Ok(()),
+        }
+    }
+
+    /// Removes a file that the descriptor does not name any more, or not yet.
+    fn drop_file(&self, outside: &dyn Outside, file: &str) -> Result<()> {
+        if self.descriptor.disk().images.iter().any(|i| i.file == file) {
+            let what = format!("{file} is to be removed, but the descriptor has it");
+            return Err(Error::new(Code::Descriptor, what));
+        }
+        let path = self.other_file(file);
+        self.must_be_unused(&path, &outside.devices()?)?;
+        store::remove(&path)?;
+        outside.step("removed");
+        Ok(())
+    }
+
+    /// The part of a merge that moves data: by the kernel if it has the two, else by us.
+    fn merge_data(&self, outside: &dyn Outside, lower: &str, upper: &str) -> Result<()> {
+        let disk = self.descriptor.disk();
+        let is_raw = disk.is_raw && disk.base().is_some_and(|b| b.file == lower);
+        let kind = if is_raw { Base::Raw } else { Base::Ploop1 };
+        let (lower, upper) = (self.other_file(lower), self.other_file(upper));
+        let users = self.users(outside)?;
+        let has = |device: &&Device, path: &Path| device.delta_of(path).is_some();
+        for device in users.writer.iter().chain(&users.readers) {
+            match (has(&device, &lower), device.delta_of(&upper)) {
+                // One that reads the lower one alone would see it change.
+                (_, Some(_)) | (true, None) if users.writer.as_ref() != Some(device) => {
+                    return Err(super::in_use(&lower, device));
+                }
+                (true, Some(delta)) => return outside.merge(device, delta.level),
+                // It has let go of it: merged.
+                (true, None) => return Ok(()),
+                (false, Some(_)) => return Err(super::in_use(&upper, device)),
+                (false, None) => {}
+            }
+        }
+        if upper.symlink_metadata().is_err() {
+            let what = format!("{}, which is to be merged, is not there", upper.display());
+            return Err(Error::new(Code::Open, what));
+        }
+        // A crash may have left it marked.
+        let image = Image::open(&upper, Access::Write)?;
+        let lock = ImageLock::take(image.file(), &upper, Use::Write)?;
+        mend::lossless(&image)?;
+        drop(lock);
+        outside.merge_files(&lower, kind, &upper)
+    }
+}
+
+impl Opened {
+    /// Mends what is left by a crash, beyond what is unfinished: the size of the disk, and marks
+    /// of images that nobody has. What was done is returned.
+    pub fn mend(&mut self, outside: &dyn Outside) -> Result<Vec<String>> {
+        let users = self.users(outside)?;
+        let mut mended = Vec::new();
+        if users.writer.is_none() && users.readers.is_empty() {
+            for image in self.descriptor.disk().images.clone() {
+                let member = self.member(image.guid)?;
+                if !member.is_marked() {
+                    continue;
+                }
+                let open = Image::open(&member.path, Access::Write)?;
+                let (lock, steps) = self.mend_top(&member, &open)?;
+                drop(lock);
+                mended.extend(steps.iter().map(|s| format!("{}: {s}", image.file)));
+                if image.record.is_some() {
+                    self.record(image.guid, Some(self.member(image.guid)?.record))?;
+                }
+            }
+        }
+        let top: Member = self.member(self.descriptor.disk().top)?;
+        let disk = self.descriptor.disk();
+        let rounded = disk
+            .size_sectors
+            .next_multiple_of(disk.cluster.sectors().into());
+        if ![disk.size_sectors, rounded].contains(&top.size_sectors) {
+            let said = disk.size_sectors;
+            let after = self
+                .descriptor
+                .changed(&self.path, |e| e.set_size(top.size_sectors))?;
+            self.store(&after.text())?;
+            mended.push(format!(
+                "the disk has {} sectors, not {said}",
+                top.size_sectors
+            ));
+        }
+        Ok(mended)
+    }
+}

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Disks with a descriptor, by the built tool: what an administrator types, sees, and does wrong.
+//! Nothing here needs the kernel module.
+
+#![allow(missing_docs)]
+
+mod common;
+
+use common::*;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TOP: &str = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
+const A: &str = "{aaaaaaaa-0000-4000-8000-00000000000a}";
+const B: &str = "{bbbbbbbb-0000-4000-8000-00000000000b}";
+
+fn new_disk(scratch: &Scratch, name: &str, options: &[&str]) -> PathBuf {
+    let dir = scratch.path(name);
+    let mut args = vec!["create", "--descriptor", "-s", "1M", "-b", "32K"];
+    args.extend(options);
+    on(&dir, &args).expect(0);
+    dir
+}
+
+fn snapshot(disk: &Path, uuid: &str) {
+    let run = on(disk, &["snapshot", "create", "--uuid", uuid]).expect(0);
+    assert_eq!(run.out, format!("{uuid}\n"));
+}
+
+fn xml(disk: &Path) -> PathBuf {
+    disk.join("DiskDescriptor.xml")
+}
+
+fn files(disk: &Path) -> Vec<String> {
+    let json = on(disk, &["info", "--json"]).expect(0).json();
+    let images = json["images"].as_array().unwrap().iter();
+    images
+        .map(|i| i["image"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn edit(disk: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(xml(disk)).unwrap();
+    assert!(text.contains(from), "{text}");
+    fs::write(xml(disk), text.replacen(from, to, 1)).unwrap();
+}
+
+#[test]
+fn a_disk_lives_its_life() {
+    let scratch = Scratch::new("desc-life");
+    let disk = new_disk(&scratch, "d", &[]);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+    on(&disk, &["create", "--descriptor", "-s", "1M"])
+        .expect(1)
+        .says(&["exists already"]);
+    snapshot(&disk, A);
+    // By either name, with or without braces, in any case.
+    on(
+        &xml(&disk),
+        &[
+            "snapshot",
+            "create",
+            "--uuid",
+            B[1..37].to_uppercase().as_str(),
+        ],
+    )
+    .expect(0);
+    let list = on(&disk, &["snapshot", "list", "--json"]).expect(0).json();
+    let rows = list["snapshots"].as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|r| r["uuid"].as_str().unwrap()).collect();
+    assert_eq!(names, [A, B, TOP]);
+    assert_eq!(rows[2]["parent"], B);
+    assert_eq!(rows[2]["current"], true);
+    assert_eq!(list["size"], 1 << 20);
+    assert_eq!(files(&disk).len(), 3);
+    on(&disk, &["snapshot", "switch", "--uuid", A]).expect(0);
+    assert_eq!(files(&disk).len(), 2);
+    let tree = on(&disk, &["snapshot", "tree"]).expect(0).out;
+    let want = format!("  {A} snapshot\n    {B} snapshot\n*   {TOP} current state\n");
+    let names = tree
+        .lines()
+        .map(|l| l.split(',').next().unwrap().to_owned() + "\n");
+    assert_eq!(names.collect::<String>(), want);
+    // Two build on A: it is only marked.
+    on(&disk, &["snapshot", "delete", "--uuid", A])
+        .expect(0)
+        .says(&["marked"]);
+    on(&disk, &["snapshot", "switch", "--uuid", A])
+        .expect(38)
+        .says(&["being removed"]);
+    on(&disk, &["snapshot", "delete", "--uuid", B]).expect(0);
+    on(&disk, &["snapshot", "delete", "--uuid", B])
+        .expect(43)
+        .says(&["no snapshot"]);
+    on(&disk, &["check"]).expect(0);
+    let names = fs::read_dir(&disk).unwrap().count();
+    // Two images, the descriptor, the lock.
+    assert_eq!(names, 4);
+}
+
+#[test]
+fn a_raw_disk_gets_snapshots() {
+    let scratch = Scratch::new("desc-raw");
+    let disk = new_disk(&scratch, "d", &["-f", "raw"]);
+    assert_eq!(fs::metadata(disk.join("root.hds")).unwrap().len(), 1 << 20);
+    snapshot(&disk, A);
+    let text = fs::read_to_string(xml(&disk)).unwrap();
+    assert_eq!(text.matches("<Type>Plain</Type>").count(), 2);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+    on(&disk, &["snapshot", "delete", "--uuid", TOP]).expect(0);
+    assert_eq!(files(&disk).len(), 1);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let scratch = Scratch::new("desc-wrong");
+    let fresh = |name: &str| {
+        let disk = new_disk(&scratch, name, &[]);
+        snapshot(&disk, A);
+        disk
+    };
+    let refused = |disk: &Path, words: &[&str]| {
+        let before = fs::read_to_string(xml(disk)).unwrap();
+        on(disk, &["attach"]).expect(39).says(words);
+        on(disk, &["snapshot", "create"]).expect(39).says(words);
+        let said = on(disk, &["descriptor", "validate"]).expect(39).out;
+        assert!(words.iter().all(|w| said.contains(w)), "{said}");
+        assert_eq!(fs::read_to_string(xml(disk)).unwrap(), before);
+    };
+    let disk = fresh("missing");
+    fs::remove_file(disk.join("root.hds")).unwrap();
+    refused(&disk, &["root.hds", "cannot be found"]);
+    let disk = fresh("foreign");
+    edit(&disk, "<File>root.hds<", "<File>../foreign.hds<");
+    fs::rename(disk.join("root.hds"), scratch.path("foreign.hds")).unwrap();
+    refused(&disk, &["foreign.hds", "not in the directory"]);
+    let disk = fresh("size");
+    edit(&disk, "<Disk_size>2048<", "<Disk_size>4096<");
+    edit(&disk, "<End>2048<", "<End>4096<");
+    refused(&disk, &["2048 sectors", "4096"]);
+    on(&disk, &["recover"])
+        .expect(0)
+        .says(&["the disk has 2048 sectors, not 4096"]);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+    let disk = fresh("cluster");
+    edit(&disk, "<Blocksize>64<", "<Blocksize>128<");
+    refused(&disk, &["clusters of 64 sectors", "128"]);
+    let disk = fresh("same");
+    let names = files(&disk);
+    fs::remove_file(&names[1]).unwrap();
+    fs::hard_link(&names[0], &names[1]).unwrap();
+    refused(&disk, &["one and the same file"]);
+    let disk = fresh("order");
+    let names = files(&disk);
+    scratch.create("small", &["-s", "512K", "-b", "32K"]);
+    fs::rename(scratch.path("small"), &names[1]).unwrap();
+    edit(&disk, "<Disk_size>2048<", "<Disk_size>1024<");
+    edit(&disk, "<End>2048<", "<End>1024<");
+    refused(&disk, &["does not fit on root.hds", "disk size"]);
+    let disk = fresh("nothing");
+    fs::write(xml(&disk), "").unwrap();
+    refused(&disk, &["no element"]);
+    on(&scratch.path("none.xml"), &["attach"])
+        .expect(4)
+        .says(&["none.xml", "restore"]);
+    let all = files(&fresh("twice"));
+    ploopctl(&["attach", scratch.path("twice").to_str().unwrap(), &all[0]])
+        .expect(38)
+        .says(&["give it alone"]);
+}
+
+#[test]
+fn a_missing_image_of_another_branch_is_in_nobodys_way() {
+    let scratch = Scratch::new("desc-branch");
+    let disk = new_disk(&scratch, "d", &[]);
+    snapshot(&disk, A);
+    snapshot(&disk, B);
+    let lost = files(&disk).remove(1);
+    on(&disk, &["snapshot", "switch", "--uuid", A]).expect(0);
+    fs::remove_file(lost).unwrap();
+    on(&disk, &["descriptor", "validate"]).expect(39);
+    on(&disk, &["snapshot", "create"]).expect(0);
+}
+
+#[test]
+fn descriptors_are_made_anew() {
+    let scratch = Scratch::new("desc-restore");
+    let disk = new_disk(&scratch, "d", &[]);
+    snapshot(&disk, A);
+    let want = files(&disk);
+    on(&disk, &["descriptor", "restore"])
+        .expect(1)
+        .says(&["exists already", "--force"]);
+    fs::remove_file(xml(&disk)).unwrap();
+    on(&disk, &["snapshot", "list"])
+        .expect(38)
+        .says(&["neither a descriptor", "restore"]);
+    on(&disk, &["descriptor", "restore"]).expect(0);
+    assert_eq!(files(&disk), want);
+    snapshot(&disk, B);
+    // Three may be a chain or a fork.
+    let run = on(&disk, &["descriptor", "restore", "--force"]).expect(38);
+    let run = run.says(&[
+        "3 images",
+        "nothing in them tells",
+        "name those of one chain",
+    ]);
+    let proposal = run.err.split("restore ").nth(1).unwrap().trim().to_owned();
+    let want = files(&disk);
+    let given: Vec<_> = proposal.split(' ').collect();
+    let order: Vec<_> = given[1..]
+        .iter()
+        .map(|p| Path::new(p).file_name())
+        .collect();
+    assert_eq!(
+        order,
+        want.iter()
+            .map(|p| Path::new(p).file_name())
+            .collect::<Vec<_>>()
+    );
+    let mut args = vec!["descriptor", "restore", "--force"];
+    args.extend(&given);
+    ploopctl(&args).expect(0);
+    assert_eq!(files(&disk), want);
+    assert!(disk.join("DiskDescriptor.xml.old").exists());
+    // In a wrong order nothing is done.
+    args[4..].reverse();
+    let before = fs::read_to_string(xml(&disk)).unwrap();
+    ploopctl(&args);
+    let after = fs::read_to_string(xml(&disk)).unwrap();
+    assert!(after == before || files(&disk).len() == 3);
+    let empty = scratch.path("empty");
+    fs::create_dir(&empty).unwrap();
+    on(&empty, &["descriptor", "restore"])
+        .expect(38)
+        .says(&["no ploop1 image"]);
+}
+
+#[test]
+fn the_second_is_told_who_is_in_the_way() {
+    let scratch = Scratch::new("desc-lock");
+    let disk = new_disk(&scratch, "d", &[]);
+    let lock = File::open(disk.join("DiskDescriptor.xml.lck")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+    let own = format!("process {}", std::process::id());
+    on(&disk, &["snapshot", "create", "--wait", "1"])
+        .expect(23)
+        .says(&[&own, "waited for 1 second"]);
+    // Looking is possible.
+    on(&disk, &["snapshot", "list"]).expect(0);
+    drop(lock);
+    let tool = env!("CARGO_BIN_EXE_ploopctl");
+    let start = || {
+        Command::new(tool)
+            .args(["snapshot", "create"])
+            .arg(&disk)
+            .spawn()
+            .unwrap()
+    };
+    let all: Vec<_> = (0..8).map(|_| start()).collect();
+    for mut child in all {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(files(&disk).len(), 9);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+}
+
+#[test]
+fn an_image_takes_the_place_of_another() {
+    let scratch = Scratch::new("desc-replace");
+    let disk = new_disk(&scratch, "d", &[]);
+    snapshot(&disk, A);
+    let new = disk.join("copy.hds");
+    fs::copy(disk.join("root.hds"), &new).unwrap();
+    let replace = |args: &[&str]| {
+        let mut all = vec!["replace"];
+        all.extend(args);
+        on(&disk, &all)
+    };
+    let name = new.to_str().unwrap();
+    replace(&["--level", "7", name])
+        .expect(38)
+        .says(&["no level 7"]);
+    replace(&["--level", "0", disk.join("root.hds").to_str().unwrap()])
+        .expect(38)
+        .says(&["already"]);
+    let outside = scratch.create("outside", &["-s", "1M", "-b", "32K"]);
+    replace(&["--uuid", A, outside.to_str().unwrap()])
+        .expect(38)
+        .says(&["not in the directory"]);
+    scratch.create("d/larger", &["-s", "2M", "-b", "32K"]);
+    replace(&["--uuid", A, disk.join("larger").to_str().unwrap()])
+        .expect(38)
+        .says(&["disk size"]);
+    replace(&["--level", "0", name]).expect(0);
+    assert!(files(&disk)[0].ends_with("copy.hds"));
+    assert!(disk.join("root.hds").exists());
+}
+
+/// A descriptor as OpenVZ's tools write it, unknown elements and all.
+#[test]
+fn what_others_wrote_stays() {
+    let scratch = Scratch::new("desc-others");
+    let disk = new_disk(&scratch, "d", &[]);
+    let text = format!(
+        "<?xml version=\"1.0\"?>\n<Virtuozzo_disk_image>\n\
+         \t<Disk_Parameters><Disk_size>2048</Disk_size><Cylinders>1</Cylinders>\n\
+         \t\t<Future a=\"b\">c</Future></Disk_Parameters>\n\
+         \t<StorageData><Storage><Start>0</Start><End>2048</End><Blocksize>64</Blocksize>\n\
+         \t\t<Image><GUID>{A}</GUID><Type>Compressed</Type><File>root.hds</File><!-- x --></Image>\n\
+         \t</Storage></StorageData>\n\
+         \t<Snapshots><TopGUID>{A}</TopGUID><Shot><GUID>{A}</GUID>\
+         <ParentGUID>{{00000000-0000-0000-0000-000000000000}}</ParentGUID></Shot></Snapshots>\n\
+         </Virtuozzo_disk_image>\n"
+    );
+    fs::write(xml(&disk), &text).unwrap();
+    snapshot(&disk, B);
+    let now = fs::read_to_string(xml(&disk)).unwrap();
+    for kept in [
+        "<Future a=\"b\">c</Future>",
+        "<!-- x -->",
+        "</Virtuozzo_disk_image>\n",
+    ] {
+        assert!(now.contains(kept), "{now}");
+    }
+    assert!(now.contains(&format!("<TopGUID>{TOP}</TopGUID>")));
+    on(&disk, &["snapshot", "delete", "--uuid", TOP]).expect(0);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+}
+
+#[test]
+fn a_lower_image_that_was_changed_is_noticed() {
+    let scratch = Scratch::new("desc-changed");
+    let disk = new_disk(&scratch, "d", &[]);
+    snapshot(&disk, A);
+    let base = File::options()
+        .write(true)
+        .open(disk.join("root.hds"))
+        .unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+    base.set_modified(later).unwrap();
+    on(&disk, &["attach"]).expect(39).says(&[
+        "root.hds was written to",
+        "after it was closed",
+        "--force",
+    ]);
+    on(&disk, &["descriptor", "validate"]).expect(39);
+    base.set_len(1 << 20).unwrap();
+    on(&disk, &["attach"])
+        .expect(39)
+        .says(&["root.hds has 1048576 bytes, it had"]);
+}
