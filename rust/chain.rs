@@ -311,7 +311,8 @@ impl Chain {
         });
     }
 
-    /// The same chain with `top` as its top delta, which is the same image, larger.
+    /// The same chain with `top` as its top delta, which is the same image, larger. Words that get
+    /// memory meanwhile are in this chain only: see [`Self::share_words`].
     pub(crate) fn grown(&self, top: Arc<Delta>, device: u32) -> Result<Self> {
         let (size_sectors, mut deltas) = (top.format().size_sectors(), self.copy_of_deltas(0)?);
         let map = match (top.format(), &self.map) {
@@ -393,6 +394,14 @@ impl Chain {
                 bits.store(word.with_place(place).bits(), Release);
             }
             Place::Slot { .. } | Place::Hole => {}
+        }
+    }
+
+    /// Makes all words of `old` those of this chain too, which [`Self::grown`] made of it. With the
+    /// queue frozen.
+    pub(crate) fn share_words(&self, old: &Self) {
+        if let (Some(map), Some(old)) = (&self.map, &old.map) {
+            map.share(old);
         }
     }
 

@@ -291,6 +291,8 @@ impl Delta {
                         "ploop{device}: the image's format extension (dirty bitmap) is dropped\n"
                     );
                 }
+                // Whatever becomes of that, the mark may be on disk.
+                self.is_marked.store(true, Relaxed);
                 self.write_header(now.header().opened())?;
             }
             (Format::Raw(now), Format::Raw(then)) if now.size_sectors() == then.size_sectors() => {}

@@ -137,7 +137,10 @@ impl Device {
         let mut control = self.control.lock();
         // The first commit of the new engine is that of the header.
         let gate = new.gate.lock();
-        self.replace_engine(disk, old, &new, || old.hand_over(&new))?;
+        self.replace_engine(disk, old, &new, || {
+            new.chain.share_words(&old.chain);
+            old.hand_over(&new)
+        })?;
         control.engine = Some(new.clone());
         if let Some(place) = control.deltas.last_mut() {
             *place = larger;

@@ -90,10 +90,10 @@ impl Device {
         dest: &Arc<Delta>,
         source: &Delta,
     ) -> Result<Arc<Delta>> {
-        dest.mark(self.index)?;
         let size = source.format().size_sectors();
-        let room = dest
-            .in_the_way(size)
+        let marked = dest.mark(self.index);
+        let room = marked
+            .and_then(|()| dest.in_the_way(size))
             .and_then(|slots| match slots.is_empty() {
                 true => Ok(()),
                 false => self.make_room(ops, engine, level, dest, slots),

@@ -10,7 +10,7 @@ use kernel::{
     },
     prelude::*,
     sync::{
-        atomic::{Acquire, Atomic, Full, Relaxed, Release},
+        atomic::{Acquire, Atomic, Full, Relaxed},
         Arc, ArcBorrow,
     },
 };
@@ -115,18 +115,30 @@ impl SparseWords {
     /// An array of `len` words, not fewer, that shares the pages that exist now: the same words.
     pub(crate) fn extended(&self, len: u64) -> Result<Self> {
         let new = Self::new(len.max(self.len))?;
-        for (from, to) in self.pages.iter().zip(&new.pages) {
+        new.share(self);
+        Ok(new)
+    }
+
+    /// Shares the pages of `other` where there are none yet.
+    pub(crate) fn share(&self, other: &Self) {
+        for (from, to) in other.pages.iter().zip(&self.pages) {
             let page = from.load(Acquire);
-            if !page.is_null() {
-                // SAFETY: By the invariant `page` came from `Arc::into_raw`, and our reference is
-                // not given up by this.
-                let shared = unsafe { ArcBorrow::from_raw(page) }.into();
-                // INVARIANT: A reference of its own.
-                to.store(Arc::into_raw(shared).cast_mut(), Release);
-                new.nr_allocated.add(1, Relaxed);
+            if page.is_null() || !to.load(Relaxed).is_null() {
+                continue;
+            }
+            // SAFETY: By the invariant `page` came from `Arc::into_raw`, and the reference of
+            // `other` is not given up by this.
+            let shared: Arc<Page> = unsafe { ArcBorrow::from_raw(page) }.into();
+            let shared = Arc::into_raw(shared).cast_mut();
+            // INVARIANT: A reference of its own; set once.
+            match to.cmpxchg(ptr::null_mut(), shared, Full) {
+                Ok(_) => {
+                    self.nr_allocated.add(1, Relaxed);
+                }
+                // SAFETY: Somebody else was first; this reference is still ours.
+                Err(_) => drop(unsafe { Arc::from_raw(shared) }),
             }
         }
-        Ok(new)
     }
 
     /// A page for who is in a request's way: at once, or from the reserve, or by waiting.
