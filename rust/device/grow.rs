@@ -55,6 +55,11 @@ impl Device {
         match (top.format(), larger.format()) {
             (Format::Ploop1(old), Format::Ploop1(new)) => {
                 let (from, to) = (old.header().first_data, new.header().first_data);
+                if from < to {
+                    // With nobody on the way to publish a slot that was taken before.
+                    disk.frozen(|| engine.has_parked(), |_| engine.reserve_slots(to))
+                        .ok_or(ENOSPC)?;
+                }
                 self.vacate(ops, &engine, from..to)?;
                 let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
                 let end = engine.chain.cluster().offset(to);
@@ -75,7 +80,8 @@ impl Device {
         self.end_grow(disk, &engine, larger)
     }
 
-    /// Moves all clusters out of these slots, durably, and keeps others from getting there.
+    /// Moves all clusters out of these slots, which are not handed out any more; if that fails, they
+    /// are again.
     pub(super) fn vacate(
         &self,
         ops: &Ops,
@@ -85,7 +91,6 @@ impl Device {
         if slots.start >= slots.end {
             return Ok(());
         }
-        engine.reserve_slots(slots.end);
         let vacated = self.move_out(ops, engine, slots.start.0..slots.end.0);
         if vacated.is_err() {
             // What is free there is found again when the image is opened anew.
@@ -114,13 +119,6 @@ impl Device {
                 }
             }
             from = cluster.0;
-        }
-        // Writes that had taken a slot there before it was reserved publish it later.
-        while let Some(cluster) = engine.chain.next_in_slots(0, &slots) {
-            ops.check()?;
-            if engine.relocate_cluster(cluster, false, &mut buf)? == Moved::Busy {
-                sys::sleep_ms(BUSY_MS);
-            }
         }
         Ok(())
     }

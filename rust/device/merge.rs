@@ -92,10 +92,12 @@ impl Device {
     ) -> Result<Arc<Delta>> {
         dest.mark(self.index)?;
         let size = source.format().size_sectors();
-        let room = dest.in_the_way(size).and_then(|slots| match slots.is_empty() {
-            true => Ok(()),
-            false => self.make_room(ops, engine, level, dest, slots),
-        });
+        let room = dest
+            .in_the_way(size)
+            .and_then(|slots| match slots.is_empty() {
+                true => Ok(()),
+                false => self.make_room(ops, engine, level, dest, slots),
+            });
         match room.and_then(|()| dest.fit(size)) {
             Ok(Some(larger)) => Ok(Arc::new(larger, GFP_KERNEL)?),
             Ok(None) => Ok(dest.clone()),
@@ -123,6 +125,8 @@ impl Device {
         let parts = Parts::of_top(&chain, &used, self.index)?;
         let shared = engine.shared().clone();
         let alone = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        // No request uses that engine.
+        alone.reserve_slots(slots.end);
         let moved = self.vacate(ops, &alone, slots);
         alone.quiet();
         moved.and_then(|()| alone.commit())?;
@@ -199,9 +203,6 @@ impl Device {
                 return Err(e);
             }
         };
-        if new.is_poisoned() {
-            return Err(EIO);
-        }
         new.begin();
         match self.move_all(ops, &new) {
             Ok(()) => self.patiently(&new, || self.end_merge(disk, &new)),
@@ -235,8 +236,7 @@ impl Device {
         }
     }
 
-    /// Makes `dest`, the delta below the top, the top, and the old top the source of a merge. The
-    /// engine is poisoned if the old one could not be brought up to date after that.
+    /// Makes `dest`, the delta below the top, the top, and the old top the source of a merge.
     fn make_top(
         &self,
         disk: DiskRef<'_, Self>,
@@ -254,19 +254,18 @@ impl Device {
         self.admit_limits(old, &new)?;
         old.commit()?;
         let mut control = self.control.lock();
-        let gate = new.gate.lock();
-        let unfinished = self.replace_engine(disk, old, &new, || old.retire())?;
+        // What the source hides is used again by the first write to it: all of the source has to be
+        // durable before there is one.
+        self.replace_engine(disk, old, &new, || {
+            let unfinished = old.retire()?;
+            old.commit_retired(unfinished)
+        })?;
         control.engine = Some(new.clone());
         let level = usize::from(new.chain.top_level().0);
         if let Some(place) = control.deltas.get_mut(level) {
             *place = dest.clone();
         }
         self.update_info(level, dest.info().clone());
-        // The source's pages that were copied before the switch come before those after it.
-        if let Err(e) = old.commit_retired(unfinished) {
-            new.poison_for(e);
-        }
-        drop(gate);
         Ok(new)
     }
 
@@ -299,15 +298,17 @@ impl Device {
         let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
         let mut control = self.control.lock();
         let gate = new.gate.lock();
-        let unfinished = self.replace_engine(disk, old, &new, || {
+        self.replace_engine(disk, old, &new, || {
             let unfinished = old.retire()?;
+            // The source's slots are free only when that is durable.
+            old.commit_retired(unfinished)?;
             let used = new.chain.used_of(new.chain.top_level())?;
             let mut parts = Parts::of_top(&new.chain, &used, self.index)?;
             new.exchange_parts(&mut parts);
-            Ok(unfinished)
+            Ok(())
         })?;
         control.engine = Some(new.clone());
-        let finished = old.finish(unfinished).and_then(|closed| {
+        let finished = old.close_retired().and_then(|closed| {
             let dest = old.chain.top().ok_or(EIO)?;
             if let Closed::Clean { is_empty } = closed {
                 dest.unmark(is_empty)?;

@@ -12,6 +12,7 @@ use crate::sys::{
     mq::{Request, RequestList},
     pages::{PageBuf, PAGE_BYTES},
     prelude::*,
+    trace,
 };
 use core::ops::Range;
 use ploop_pure::{
@@ -82,6 +83,7 @@ impl<D: Disk> Engine<D> {
                 .and_then(|()| self.copy_range(copy, tail, &mut buf)),
         };
         self.give_buffer_back(buf);
+        trace::copy(self.device, copy.level.0, copy.from.0, copy.to.0, copied);
         let event = match copied {
             Ok(()) => Event::Ok,
             Err(e) => {
@@ -132,10 +134,12 @@ impl<D: Disk> Engine<D> {
 
     /// Copies a whole cluster to a slot that reads as zeros.
     pub(super) fn copy_slot(&self, copy: Copy, buf: &mut PageBuf) -> Result {
-        if self.clone_slot(copy) {
-            return Ok(());
-        }
-        self.copy_range(copy, 0..self.chain.cluster().bytes(), buf)
+        let copied = match self.clone_slot(copy) {
+            true => Ok(()),
+            false => self.copy_range(copy, 0..self.chain.cluster().bytes(), buf),
+        };
+        trace::copy(self.device, copy.level.0, copy.from.0, copy.to.0, copied);
+        copied
     }
 
     /// Copies `range` of the cluster, in bytes, whole pages, to a slot that reads as zeros.

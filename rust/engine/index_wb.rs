@@ -17,6 +17,7 @@ use crate::{
         mq::{noio, Request},
         pages::PageBuf,
         prelude::*,
+        trace,
         work::Work,
     },
 };
@@ -115,7 +116,9 @@ impl<D: Disk> Engine<D> {
         let mut copies = self.commit.lock();
         let (commit, action) = Commit::start(self.drops());
         self.slow.lock().alloc.commit_begins();
-        self.drive(&mut copies, commit, action)
+        let result = self.drive(&mut copies, commit, action);
+        trace::commit(self.device, result);
+        result
     }
 
     /// Copies the last dirty index pages, for [`Self::commit_copied`]. Nothing is published from

@@ -14,6 +14,7 @@ use crate::{
     sys::{
         mq::{Request, RequestList},
         prelude::*,
+        trace,
     },
 };
 use ploop_pure::{
@@ -173,12 +174,7 @@ impl<D: Disk> Engine<D> {
 
     /// Tells requests that a cluster of a lower delta is in another slot of it. False if somebody
     /// has it locked and may be copying from there.
-    pub(crate) fn repoint_cluster(
-        &self,
-        cluster: Cluster,
-        level: Level,
-        to: ImageCluster,
-    ) -> bool {
+    pub(crate) fn repoint_cluster(&self, cluster: Cluster, level: Level, to: ImageCluster) -> bool {
         match self.try_lock(cluster, level) {
             None => false,
             Some(None) => true,
@@ -219,6 +215,10 @@ impl<D: Disk> Engine<D> {
                 }
                 if let Some(at) = released {
                     slow.alloc.release(at);
+                    trace::unmap(self.device, cluster.0, at.0);
+                }
+                if let Change::Map(at) | Change::Move { to: at, .. } = change {
+                    trace::map(self.device, cluster.0, at.0);
                 }
                 // Release: who finds the slot finds the data written before.
                 word.store(now.with_place(place).bits(), Release);

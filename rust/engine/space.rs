@@ -13,6 +13,7 @@ use super::{
 use crate::sys::{
     mq::{noio, Request},
     prelude::*,
+    trace,
     work::Work,
 };
 use core::ops::Range;
@@ -253,7 +254,9 @@ impl<D: Disk> Engine<D> {
         let top = self.chain.top().ok_or(EIO)?;
         let offset = |clusters| self.chain.cluster().offset(ImageCluster(clusters));
         let mut room = Room::new(target).map_err(crate::error::errno)?;
-        top.io().grow(offset(limit)..offset(target))?;
+        let grown = top.io().grow(offset(limit)..offset(target));
+        trace::space(self.device, target, grown);
+        grown?;
         let mut slow = self.slow.lock();
         slow.alloc.expand(&mut room);
         slow.alloc.grown(target);

@@ -171,16 +171,22 @@ impl<D: Disk> Engine<D> {
     pub(crate) fn cut_now(self: &Arc<Self>) -> Result<(u64, u64)> {
         self.quiet();
         let top = self.chain.top().ok_or(EIO)?;
-        let (head, end) = {
+        let (head, limit, end) = {
             let mut slow = self.slow.lock();
-            (slow.alloc.head(), slow.alloc.cut())
+            let alloc = &mut slow.alloc;
+            (alloc.head(), alloc.limit(), alloc.cut())
         };
-        self.check_length(head)?;
-        let before = top.io().len()?;
         let after = self.chain.cluster().offset(ImageCluster(end));
-        top.io().cut(after)?;
+        let cut = self.check_length(head).and_then(|()| {
+            let before = top.io().len()?;
+            top.io().cut(after)?;
+            Ok((before, after))
+        });
+        if cut.is_err() {
+            self.slow.lock().alloc.uncut(head, limit);
+        }
         self.begin();
-        Ok((before, after))
+        cut
     }
 
     /// The image that took no more writes has been replaced.
@@ -209,6 +215,11 @@ impl<D: Disk> Engine<D> {
     /// One past the last slot that was handed out.
     pub(crate) fn head(&self) -> u32 {
         self.slow.lock().alloc.head()
+    }
+
+    /// Cuts the file of a retired engine's top, all of which is durable.
+    pub(crate) fn close_retired(&self) -> Result<Closed> {
+        self.cut_top()
     }
 
     /// An error of another engine's file makes this one refuse writes.

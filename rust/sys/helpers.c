@@ -16,6 +16,9 @@
 #include <linux/statfs.h>
 #include "helpers.h"
 
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
 static bool large_disk_support = true;
 module_param(large_disk_support, bool, 0444);
 MODULE_PARM_DESC(large_disk_support, "Marker for libploop: ploop1 version 2 images are known");
@@ -419,6 +422,31 @@ void ploop_get_disk(struct gendisk *disk)
 void ploop_put_disk(struct gendisk *disk)
 {
 	put_device(disk_to_dev(disk));
+}
+
+void ploop_trace_map(u32 device, u32 cluster, u32 slot)
+{
+	trace_ploop_map(device, cluster, slot);
+}
+
+void ploop_trace_unmap(u32 device, u32 cluster, u32 slot)
+{
+	trace_ploop_unmap(device, cluster, slot);
+}
+
+void ploop_trace_copy(u32 device, u32 level, u32 from, u32 to, int result)
+{
+	trace_ploop_copy(device, level, from, to, result);
+}
+
+void ploop_trace_commit(u32 device, int result)
+{
+	trace_ploop_commit(device, result);
+}
+
+void ploop_trace_space(u32 device, u32 clusters, int result)
+{
+	trace_ploop_space(device, clusters, result);
 }
 
 void ploop_init_delayed_work(struct delayed_work *work, work_func_t fn)

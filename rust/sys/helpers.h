@@ -86,6 +86,12 @@ bool ploop_bdev_is_partition(struct block_device *bdev);
 struct gendisk *ploop_kobj_to_disk(struct kobject *kobj);
 struct page *ploop_virt_to_page(void *addr);
 
+void ploop_trace_map(u32 device, u32 cluster, u32 slot);
+void ploop_trace_unmap(u32 device, u32 cluster, u32 slot);
+void ploop_trace_copy(u32 device, u32 level, u32 from, u32 to, int result);
+void ploop_trace_commit(u32 device, int result);
+void ploop_trace_space(u32 device, u32 clusters, int result);
+
 struct srcu_struct *ploop_epoch_new(void);
 void ploop_epoch_free(struct srcu_struct *ssp);
 int ploop_epoch_enter(struct srcu_struct *ssp);

@@ -26,6 +26,7 @@ pub(crate) mod proc;
 pub(crate) mod segments;
 pub(crate) mod sparse;
 pub(crate) mod sysfs;
+pub(crate) mod trace;
 pub(crate) mod work;
 
 /// What the rest of the module uses of the kernel crate.

@@ -19,7 +19,7 @@ use super::{
 };
 use core::{cell::UnsafeCell, marker::PhantomData, mem, ptr, ptr::NonNull};
 use kernel::{
-    alloc::flags::{GFP_NOWAIT, __GFP_NOWARN},
+    alloc::flags::{__GFP_NOWARN, GFP_NOWAIT},
     error::to_result,
     prelude::*,
     static_lock_class,

@@ -5,7 +5,7 @@ use super::PAGES;
 use core::ptr;
 use kernel::{
     alloc::{
-        flags::{GFP_NOWAIT, __GFP_NOWARN},
+        flags::{__GFP_NOWARN, GFP_NOWAIT},
         KVVec,
     },
     prelude::*,

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 # Growth against writes that are on their way, on a slow disk: one that took a slot
-# where the larger index is to be, before it was published; those that are the first in
-# their part of the map while the new map is made; those that are parked in the switch.
-# All must be found again.
+# where the larger index is to be, before it was published; and those that are the first
+# in their part of the map while the new map is made. All must be found again.
 # timeout: 200
 . "$(dirname "$0")/lib.sh"
 

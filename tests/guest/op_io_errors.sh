@@ -9,12 +9,13 @@
 
 seed=${SEED:-$RANDOM}
 note "seed $seed"
-modprobe dm-flakey
+modprobe dm-delay
 disk=$(scratch_disk 0)
 sectors=$((1 << 21))
 c=65536
 blkdiscard -f "$disk"
 dmsetup create below --table "0 $sectors linear $disk 0"
+dmsetup create bad --table '0 8 error'
 mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard /dev/mapper/below
 mkdir -p "$SCRATCH"
 mount /dev/mapper/below "$SCRATCH"
@@ -41,7 +42,8 @@ bad() {
     local at kind="error"
     at=$(place "$2" "$3")
     [[ $at =~ ^[0-9]+$ ]] || die "byte $3 of $2 has no place on the disk"
-    [[ $1 == reads ]] || kind="flakey $disk $at 0 3600 1 error_writes"
+    # Reads and flushes go to the disk, writes to a device where all fail.
+    [[ $1 == reads ]] || kind="delay $disk $at 0 /dev/mapper/bad 0 0 $disk $at 0"
     below "0 $at linear $disk 0
 $at 8 $kind
 $((at + 8)) $((sectors - at - 8)) linear $disk $((at + 8))"
@@ -115,6 +117,10 @@ again() {
     same healed
     timeout 60 ploopctl detach "$device" || note "detach says $?"
     [[ ! -b $device ]] || detach "$device"
+    # attach mends the top only.
+    for image in "${images[@]::${#images[@]}-1}"; do
+        ploopctl check "$image" >/dev/null 2>&1 || ploopctl check --repair "$image" >&2 || die "$image is damaged"
+    done
     device=$(attach "${images[@]}")
     same 'attached again'
     "$@" || die "after it healed: $*"
@@ -234,3 +240,4 @@ again 0.img op grow $((300 << 11))
 
 umount "$SCRATCH"
 dmsetup remove --retry below
+dmsetup remove --retry bad

@@ -3,7 +3,7 @@
 # The power is cut at every write below, in one snapshot, one merge of the top, one
 # that is cancelled, and one growth that moves a cluster, each under load: what was
 # acknowledged before it began is there, and what was interrupted can be done again.
-# timeout: 500
+# timeout: 700
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/power-cut-lib"
 . "$(dirname "$0")/op-power-cut-lib"

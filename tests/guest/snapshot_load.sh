@@ -4,7 +4,7 @@
 # any more. On mounted file systems, of a whole disk and of two partitions, that are
 # frozen for the moment, each snapshot is a clean file system, looked at by a second
 # device while the first goes on. What is refused leaves all as it was.
-# timeout: 240
+# timeout: 400
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}

@@ -282,6 +282,16 @@ impl Alloc {
         self.head
     }
 
+    /// The file could not be cut after [`Self::cut`]: it is as long as it was. What was free may
+    /// hold data.
+    pub fn uncut(&mut self, head: u32, limit: u32) {
+        for at in (self.head..head).map(ImageCluster) {
+            self.give_back(at);
+        }
+        self.head = self.head.max(head);
+        self.limit = self.limit.max(limit);
+    }
+
     /// First slot never handed out.
     pub fn head(&self) -> u32 {
         self.head
@@ -365,6 +375,10 @@ mod tests {
         assert_eq!(a.cut(), 9);
         assert_eq!((a.head(), a.limit()), (9, 9));
         a.give_back(ImageCluster(8));
+        assert_eq!(a.cut(), 7);
+        a.uncut(9, 20);
+        assert_eq!((a.head(), a.limit(), a.next_freed(9)), (9, 20, Some(7..9)));
+        a.cleaned(7..9);
         assert_eq!(a.cut(), 7);
         a.set_floor(ImageCluster(12));
         grow(&mut a, 20);

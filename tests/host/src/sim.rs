@@ -17,10 +17,10 @@ mod judge;
 pub mod offline;
 mod run;
 
-use blocks::{header_words, Blocks, WORDS};
+use blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
 use disk::{Disk, Image, Stamp};
 use engine::File;
-use ploop_pure::layout::ploop1::{Header, Version, HEADER_SLOTS};
+use ploop_pure::layout::ploop1::{locate, Header, Version, HEADER_SLOTS};
 use ploop_pure::map::Place;
 use ploop_pure::units::{Cluster, ClusterSize, ImageCluster, Level};
 pub use run::{run, Tried};
@@ -74,6 +74,8 @@ pub enum Fault {
     VacatedUncommitted,
     /// The place for a larger index is not made zero.
     BatNotZeroed,
+    /// What stands behind the last entry in its page is not cleared before it counts.
+    SurplusLeft,
     /// The place for a larger index is reserved while writes that took a slot there go on.
     ReservedUnfrozen,
 }
@@ -87,6 +89,8 @@ pub enum Op {
     Chain,
     /// Compaction.
     Compact,
+    /// Any of these: the top that is compacted may have another image below.
+    Mixed,
     /// Growth of the disk.
     Grow,
 }
@@ -237,6 +241,13 @@ impl Config {
         let mut block = [0; WORDS];
         block[..HEADER_SLOTS as usize].copy_from_slice(&header_words(&header));
         image.sectors[0] = blocks.stamp(block);
+        if self.op == Op::Grow {
+            // An entry that does not count, as long as there are no more.
+            let (page, slot) = locate(Cluster(self.nr_entries));
+            let mut block = [0; WORDS];
+            block[slot % WORDS] = header.encode_entry(header.first_data);
+            image.sectors[page as usize * PAGE_SECTORS + slot / WORDS] = blocks.stamp(block);
+        }
         self.opened(id, image, header, vec![None; self.nr_clusters])
     }
 

@@ -166,6 +166,16 @@ fn compaction_with_failed_writes() {
 }
 
 #[test]
+fn compaction_between_snapshots_and_merges() {
+    let cfg = Config {
+        requests: 150,
+        ops: 8,
+        ..with_op(Op::Mixed)
+    };
+    sound_with_op(&cfg, 60, 400);
+}
+
+#[test]
 fn growth() {
     sound_with_op(&with_op(Op::Grow), 100, 400);
 }
@@ -315,6 +325,11 @@ fn a_place_zeroed_before_the_commit_is_noticed() {
 #[test]
 fn an_index_not_made_zero_is_noticed() {
     noticed_in(Fault::BatNotZeroed, Op::Grow);
+}
+
+#[test]
+fn an_entry_left_behind_the_last_one_is_noticed() {
+    noticed_in(Fault::SurplusLeft, Op::Grow);
 }
 
 #[test]

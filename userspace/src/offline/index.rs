@@ -97,14 +97,13 @@ impl<'a> Index<'a> {
     /// Changes an entry in memory.
     pub fn set(&mut self, cluster: Cluster, at: Option<ImageCluster>) -> Result<()> {
         let (page, slot) = locate(cluster);
-        if !self.dirty.contains_key(&page) {
-            let bytes = self.page(page)?.to_vec();
-            self.dirty.insert(page, bytes);
-        }
+        let mut bytes = match self.dirty.remove(&page) {
+            Some(bytes) => bytes,
+            None => self.page(page)?.to_vec(),
+        };
         let entry = at.map_or(0, |at| self.header.encode_entry(at));
-        if let Some(bytes) = self.dirty.get_mut(&page) {
-            bytes[slot * 4..slot * 4 + 4].copy_from_slice(&entry.to_le_bytes());
-        }
+        bytes[slot * 4..slot * 4 + 4].copy_from_slice(&entry.to_le_bytes());
+        self.dirty.insert(page, bytes);
         Ok(())
     }
 

@@ -83,12 +83,17 @@ pub(super) enum Progress {
 impl Engine<'_> {
     pub(super) fn new_op(&mut self, rng: &mut Rng) {
         self.ops_left -= 1;
-        let kind = match self.cfg.op {
-            Op::None => return,
+        let op = match self.cfg.op {
+            Op::Mixed if rng.chance(50) => Op::Compact,
+            Op::Mixed => Op::Chain,
+            op => op,
+        };
+        let kind = match op {
             Op::Chain if self.files.len() == 1 => Kind::Snapshot(Snapshotting::start()),
             Op::Chain => Kind::Merge(Merge::start(rng)),
             Op::Compact => Kind::Relocate(Relocate::compact()),
             Op::Grow => Kind::Relocate(Relocate::grow()),
+            Op::None | Op::Mixed => return,
         };
         let wait = OpWait::Ready;
         self.op = Some(Running { kind, wait });

@@ -109,6 +109,10 @@ impl Engine<'_> {
                 Some((Stage::Choose, OpWait::Ready))
             }
             Stage::Commit => {
+                if r.is_growth && fault != Fault::SurplusLeft {
+                    // Written anew, it has nothing behind its last entry.
+                    self.dirty.mark(self.files[self.top].header.nr_pages() - 1);
+                }
                 let skips = matches!(fault, Fault::CutEarly | Fault::VacatedUncommitted);
                 let wait = if skips {
                     OpWait::Ready
