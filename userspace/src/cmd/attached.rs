@@ -45,7 +45,7 @@ pub fn of_image(sysfs: &Sysfs, path: &Path) -> Result<Device> {
 pub enum Subject {
     /// A disk with a descriptor, attached or not.
     Disk(PathBuf),
-    /// A running device, without a descriptor that names its images.
+    /// A device that can be written, without a descriptor that names its images.
     Device(Box<Device>),
     /// An image that nobody has.
     Image,
@@ -67,6 +67,13 @@ pub fn subject(target: &Path) -> Result<Subject> {
             }
         }
     };
+    if device.read_only {
+        let at = device.device.display();
+        let what = format!("{at} is attached read-only: it is not changed");
+        return Err(
+            Error::new(Code::InUse, what).hint(format!("'ploopctl detach {at}' detaches it"))
+        );
+    }
     Ok(match descriptor_of(&device) {
         Some(path) => Subject::Disk(path),
         None => Subject::Device(device),
