@@ -6,7 +6,7 @@
 # timeout: 600
 . "$(dirname "$0")/lib.sh"
 
-need strace dmsetup e2fsck blkid
+need strace dmsetup e2fsck resize2fs blkid jq
 
 scratch_fs ext4
 disk=$SCRATCH/disk at=$TEST_DIR/mnt backup=$TEST_DIR/backup
@@ -51,25 +51,75 @@ ploopctl snapshot merge "$disk"
 expect_same "$(ploopctl snapshot list --json "$disk" | jq '.snapshots | length')" 1 'deltas'
 same "$at" "$nr"
 
+note 'a lower image replaced, the disk grown'
+uuid=$(make)
+put
+base=$(ploopctl info --json "$disk" | jq -r '.images[0].image')
+cp --sparse=always "$base" "$disk/copy"
+ploopctl replace --level 0 "$disk/copy" "$disk"
+rm "$base"
+ploopctl resize -s 300M "$disk"
+expect_same "$(blockdev --getsize64 "$device")" $((300 << 20)) size
+resize2fs "$device" 2>/dev/null
+put
+same "$at" "$nr"
+ploopctl snapshot delete --uuid "$uuid" "$disk"
+same "$at" "$nr"
+
+# What is left beside the images and the descriptor after a replacement is nobody's.
+tidy() {
+    local file
+    for file in "$disk"/*; do
+        case $file in *.xml) continue ;; esac
+        ploopctl info --json "$disk" | jq -r '.images[].image' | grep -qxF "$file" || rm "$file"
+    done
+}
+
+# prepare COMMAND: makes what it needs, and its arguments in `arguments`.
+prepare() {
+    copies=$((copies + 1))
+    case $1 in
+        create) arguments=(snapshot create) ;;
+        delete)
+            uuid=$(make)
+            arguments=(snapshot delete --uuid "$uuid")
+            ;;
+        replace)
+            uuid=$(make)
+            base=$(ploopctl info --json "$disk" | jq -r '.images[0].image')
+            cp --sparse=always "$base" "$disk/copy$copies"
+            arguments=(replace --level 0 "$disk/copy$copies")
+            ;;
+        resize) arguments=(resize -s "$((300 + copies))M") ;;
+    esac
+}
+
 note 'killed before each call'
-for command in create delete; do
+copies=0
+for command in create delete replace resize; do
+    total=0
     for call in ioctl rename unlink fsync; do
         for ((i = 1; ; i++)); do
-            [[ $command == create ]] || uuid=$(make)
+            prepare "$command"
             status=0
-            if [[ $command == create ]]; then arguments=(create); else arguments=(delete --uuid "$uuid"); fi
             strace -f -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$i" \
-                ploopctl snapshot "${arguments[@]}" "$disk" >/dev/null 2>&1 || status=$?
+                ploopctl "${arguments[@]}" "$disk" >/dev/null 2>&1 || status=$?
             put
             ploopctl recover "$disk" 2>"$TEST_DIR/said" || die "after a kill at $call $i of $command: $(<"$TEST_DIR/said")"
             same "$at" "$nr"
             ploopctl descriptor validate "$disk" >/dev/null
-            ploopctl snapshot merge --all "$disk"
+            ploopctl snapshot merge --all "$disk" 2>/dev/null
+            [[ $command != replace ]] || tidy
+            same "$at" "$nr"
             rm -f "$at"/file* "$TEST_DIR"/file*
             nr=0
             ((status == 137)) || break
+            total=$((total + 1))
         done
+        ((status == 0)) || die "$command ended with $status"
     done
+    note "$command: killed $total times"
+    ((total > 5)) || die "only $total times: is this the way to kill it?"
 done
 put
 kill "$noise"

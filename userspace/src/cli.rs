@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line and its help, nothing else.
 
+mod device;
 mod disk;
 
+pub use device::*;
 pub use disk::*;
 
 use crate::descriptor::guid::Guid;
@@ -55,6 +57,7 @@ Examples:
   ploopctl attach d                      attach it
   ploopctl snapshot create d             freeze what is written so far; prints its name
   ploopctl snapshot list d               what there is to go back to
+  ploopctl trim d                        give back what its file systems do not use
   ploopctl merge base.img top.img        put all that top.img has into base.img
   ploopctl resize -s 20G disk.img        give it a larger disk
   ploopctl compact disk.img              cut what the file does not use
@@ -108,6 +111,11 @@ pub enum Command {
     Compact(CompactArgs),
     /// Make an image of another format
     Convert(ConvertArgs),
+    /// Give back what file systems on an attached disk do not use
+    Trim(TrimArgs),
+    /// Look at what a device does for long, wait for it, end it, slow it down
+    #[command(subcommand)]
+    Op(OpCommand),
 }
 
 /// Format of a new image.
@@ -230,14 +238,18 @@ pub struct AttachArgs {
 
 /// Detach a device cleanly.
 ///
-/// All data is written and the image is closed. A device that is mounted or open is left alone.
-/// Also removes what a killed 'ploopctl attach' or 'ploopctl detach' left behind.
+/// All data is written and the image is closed. A device that is mounted or open is left alone, as is
+/// one that merges, grows or compacts. Also removes what a killed 'ploopctl attach' or 'ploopctl
+/// detach' left behind.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl detach /dev/ploop0
   ploopctl detach disk.img")]
 pub struct DetachArgs {
+    /// End what it does for long, and let writes fail that wait for space; they are lost
+    #[arg(long)]
+    pub force: bool,
     /// How long to wait for others that work on the disk
     #[command(flatten)]
     pub wait: WaitArgs,
@@ -338,27 +350,42 @@ impl From<GivenFormat> for Format {
 ///
 /// A crash or Ctrl-C at any time loses nothing as long as both are kept: the same command again
 /// does the rest. But LOWER alone does not read as before any more, so no other image may
-/// build on it. Neither may be attached. Without --format, LOWER is of format ploop1.
+/// build on it. Without --format, LOWER is of format ploop1.
+///
+/// Both may be attached, one directly above the other in one device that writes to its top: then the
+/// kernel merges, the device goes on, and lets go of UPPER. With a DEVICE alone its top is merged
+/// into the one below, or what --level says.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl merge base.img top.img && rm top.img
-  ploopctl merge -f raw base.raw top.img")]
+  ploopctl merge -f raw base.raw top.img
+  ploopctl merge /dev/ploop0")]
 pub struct MergeArgs {
     /// Format of LOWER
     #[arg(short, long, value_enum, default_value = "ploop1")]
     pub format: GivenFormat,
-    /// Image that is merged into, and changed: the lower one of the two, base side
+    /// With DEVICE, the level that is merged into the one below [default: the top]
+    #[arg(short, long, value_name = "N", conflicts_with = "upper")]
+    pub level: Option<u32>,
+    /// How fast the kernel may copy
+    #[command(flatten)]
+    pub rate: RateArgs,
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Image that is merged into, and changed: the lower one of the two, base side; or a device
+    #[arg(value_name = "LOWER|DEVICE")]
     pub lower: PathBuf,
     /// Image that is merged: the one attached directly above LOWER; it is only read
-    pub upper: PathBuf,
+    pub upper: Option<PathBuf>,
 }
 
 /// Give an image a larger disk.
 ///
-/// A disk with a descriptor may be attached; an image must not. Of a chain, resize the last image: none may be smaller than the
-/// one below it. A disk cannot become smaller. What is on the disk, partitions and file systems,
-/// stays as large as it is; grow it when the image is attached.
+/// It may be attached. Of a chain, resize the last image: none may be smaller than the one below it.
+/// A disk cannot become smaller. What is on the disk, partitions and file systems, stays as large
+/// as it is; grow it when the image is attached.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -378,16 +405,16 @@ pub struct ResizeArgs {
     /// How long to wait for others that work on the disk
     #[command(flatten)]
     pub wait: WaitArgs,
-    /// Path of the image, or a disk with a descriptor, attached or not
-    #[arg(value_name = "IMAGE|DISK")]
+    /// Path of the image, a disk with a descriptor, or a device
+    #[arg(value_name = "IMAGE|DISK|DEVICE")]
     pub image: PathBuf,
 }
 
 /// Make an image file smaller by what it does not use.
 ///
-/// Clusters at the end of the file move into unused places before it, and the file is cut. The image
-/// must not be attached; any image of a chain may be compacted. What a file system has freed is in
-/// use for the image until it is trimmed.
+/// Clusters at the end of the file move into unused places before it, and the file is cut. Any image
+/// of a chain may be compacted; if it is attached, the top. What a file system has freed is in use
+/// for the image until it is trimmed: see 'ploopctl trim'.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -399,15 +426,18 @@ pub struct CompactArgs {
     /// another image, zeros hide what is below
     #[arg(long)]
     pub drop_zeros: bool,
+    /// How fast the kernel may copy
+    #[command(flatten)]
+    pub rate: RateArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
     /// How long to wait for others that work on the disk
     #[command(flatten)]
     pub wait: WaitArgs,
-    /// Path of the image, or a disk with a descriptor: if it is attached its top is compacted, else
-    /// all its images
-    #[arg(value_name = "IMAGE|DISK")]
+    /// Path of the image, a device, or a disk with a descriptor: if it is attached its top is
+    /// compacted, else all its images
+    #[arg(value_name = "IMAGE|DISK|DEVICE")]
     pub image: PathBuf,
 }
 
@@ -425,15 +455,16 @@ pub enum NewKind {
 /// Make an image of another format.
 ///
 /// OUT is a new image of the disk that IMAGE is. Several images are a chain, base first, and OUT is
-/// one image of all. Without OUT, with --in-place, the new image takes the place of IMAGE when
-/// it is complete. Clusters full of zeros take no space in OUT, unless all is allocated.
-/// The images must not be attached for writing.
+/// one image of all. A disk with a descriptor is the chain of its top, or of a snapshot. Without OUT,
+/// with --in-place, the new image takes the place of IMAGE when it is complete. Clusters full of
+/// zeros take no space in OUT, unless all is allocated. The images must not be attached.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl convert -f raw disk.img disk.raw
   ploopctl convert --from raw -f ploop1 disk.raw disk.img
   ploopctl convert -f ploop1 base.img mid.img top.img whole.img
+  ploopctl convert -f raw /vz/101 disk.raw
   ploopctl convert -f ploop1 -v 2 --in-place old.img")]
 pub struct ConvertArgs {
     /// Format of the new image
@@ -451,8 +482,14 @@ pub struct ConvertArgs {
     /// Put the new image in the place of the one IMAGE. Not for an image of a chain
     #[arg(long)]
     pub in_place: bool,
-    /// Images of a chain, base first, most often one; then OUT
-    #[arg(required = true, value_names = ["IMAGE", "OUT"])]
+    /// With a disk, the snapshot that OUT is to be of [default: the top]
+    #[arg(long, value_name = "UUID")]
+    pub snapshot: Option<Guid>,
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// A disk, or images of a chain, base first, most often one; then OUT
+    #[arg(required = true, value_names = ["IMAGE|DISK", "OUT"])]
     pub paths: Vec<PathBuf>,
 }
 

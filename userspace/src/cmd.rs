@@ -2,6 +2,7 @@
 //! The commands, one file each, and how they understand what they are pointed at.
 
 mod attach;
+mod attached;
 mod check;
 mod compact;
 mod control;
@@ -16,10 +17,12 @@ mod list;
 mod map;
 mod merge;
 mod mount;
+mod op;
 mod recover;
 mod replace;
 mod resize;
 mod snapshot;
+mod trim;
 
 use crate::cli::Command;
 use crate::dev;
@@ -48,6 +51,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Resize(args) => resize::run(&args),
         Command::Compact(args) => compact::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Trim(args) => trim::run(&args),
+        Command::Op(command) => op::run(&command),
     }
 }
 

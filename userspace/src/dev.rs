@@ -69,6 +69,19 @@ mod raw {
         op_cancel,
         abi::OP_CANCEL as Num
     );
+    nix::ioctl_write_ptr_bad!(
+        /// OP_RATE.
+        op_rate,
+        abi::OP_RATE as Num,
+        u64
+    );
+    nix::ioctl_readwrite!(
+        /// FITRIM of linux/fs.h.
+        fitrim,
+        b'X',
+        121,
+        super::TrimRange
+    );
     nix::ioctl_readwrite!(
         /// FIFREEZE of linux/fs.h.
         fifreeze,
@@ -223,6 +236,14 @@ impl Device {
         Ok(())
     }
 
+    /// Limits the long operation to `rate` bytes a second; 0 is no limit.
+    pub fn op_rate(&self, rate: u64) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open and `rate` is the number that OP_RATE reads, alive for the
+        // call.
+        unsafe { raw::op_rate(self.0.as_raw_fd(), &rate) }?;
+        Ok(())
+    }
+
     /// Starts the device.
     pub fn start(&self) -> Result<(), Errno> {
         // SAFETY: the descriptor is open; the call has no argument.
@@ -277,6 +298,27 @@ fn argument(delta: Delta<'_>, level: u8) -> Result<AddDelta, Errno> {
         },
         cookie,
     })
+}
+
+/// struct fstrim_range of linux/fs.h.
+#[repr(C)]
+pub struct TrimRange {
+    start: u64,
+    len: u64,
+    minlen: u64,
+}
+
+/// Discards what the mounted file system that `file` is of does not use; how many bytes.
+pub fn trim(file: &File) -> Result<u64, Errno> {
+    let mut range = TrimRange {
+        start: 0,
+        len: u64::MAX,
+        minlen: 0,
+    };
+    // SAFETY: the descriptor is open and `range` is the structure of FITRIM, exclusively ours and
+    // alive for the call.
+    unsafe { raw::fitrim(file.as_raw_fd(), &mut range) }?;
+    Ok(range.len)
 }
 
 /// Freezes the file system that `file` is of.

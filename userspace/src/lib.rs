@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cli -> cmd -> disk (a disk with a descriptor) -> descriptor (the file that describes it)
+//!               operate (long operations of the kernel)
 //!               offline (merge, grow, compact, convert image files), progress
 //!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
 //!               output, error, signals, size below all
@@ -23,6 +24,7 @@ pub mod error;
 pub mod image;
 pub mod locks;
 pub mod offline;
+pub mod operate;
 pub mod output;
 pub mod progress;
 pub mod signals;

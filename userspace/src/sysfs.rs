@@ -66,6 +66,10 @@ pub struct Device {
     pub open_count: u64,
     /// Writes fail since an error.
     pub aborted: bool,
+    /// The long operation that runs, or `off`.
+    pub maintenance: String,
+    /// How it is about space for the image: `ok`, `low` or `full`.
+    pub space: String,
     /// Deltas, the base first.
     pub deltas: Vec<Delta>,
 }
@@ -224,6 +228,9 @@ impl Sysfs {
             cookie: line(&state.join("cookie"))?,
             open_count: number("open_count")?,
             aborted: number("aborted").is_ok_and(|n| n != 0),
+            // A module that knows neither has neither.
+            maintenance: line(&state.join("maintenance")).unwrap_or_else(|_| "off".into()),
+            space: line(&state.join("space")).unwrap_or_else(|_| "ok".into()),
             deltas,
         })
     }
@@ -233,6 +240,29 @@ impl Sysfs {
         let mut devices = self.devices()?;
         devices.retain(|d| d.delta_of(path).is_some());
         Ok(devices)
+    }
+
+    /// What the writes of device `index` do that find no space: `wait` or `fail`.
+    pub fn on_full(&self, index: u32) -> io::Result<String> {
+        line(&self.dir(index).join("ptune/on_full"))
+    }
+
+    /// Changes that.
+    pub fn set_on_full(&self, index: u32, what: &str) -> io::Result<()> {
+        fs::write(self.dir(index).join("ptune/on_full"), what)
+    }
+
+    /// Device `index` and its partitions: name and `MAJOR:MINOR`.
+    pub fn parts(&self, index: u32) -> Vec<(String, String)> {
+        let dir = self.dir(index);
+        let name = format!("ploop{index}");
+        let prefix = format!("{name}p");
+        let inside = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let parts = inside.map(|e| (e.file_name().to_string_lossy().into_owned(), e.path()));
+        std::iter::once((name, dir))
+            .chain(parts.filter(|(name, _)| name.starts_with(&prefix)))
+            .map(|(name, dir)| (name, line(&dir.join("dev")).unwrap_or_default()))
+            .collect()
     }
 
     /// Block devices stacked on device `index` or a partition of it.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The part of the command line that is about disks with a descriptor.
 
-use super::AttachFormat;
+use super::{AttachFormat, RateArgs};
 use crate::descriptor::guid::Guid;
 use crate::descriptor::lock::Patience;
 use clap::{Args, Subcommand};
@@ -119,6 +119,9 @@ pub struct SnapshotArgs {
     /// The snapshot
     #[arg(long, value_name = "UUID")]
     pub uuid: Guid,
+    /// How fast the kernel may copy
+    #[command(flatten)]
+    pub rate: RateArgs,
     /// The disk
     #[command(flatten)]
     pub disk: DiskArgs,
@@ -135,6 +138,9 @@ pub struct SnapshotMergeArgs {
     /// Merge all below the top, so that one image is left
     #[arg(long)]
     pub all: bool,
+    /// How fast the kernel may copy
+    #[command(flatten)]
+    pub rate: RateArgs,
     /// The disk
     #[command(flatten)]
     pub disk: DiskArgs,

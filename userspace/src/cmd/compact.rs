@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `ploopctl compact`.
 
+use super::attached::{self, Subject};
 use crate::cli::CompactArgs;
-use crate::descriptor::named_by;
 use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
 use crate::offline::{self, Zeros};
+use crate::operate::{self, Operation};
 use crate::output;
 use crate::progress::Shown;
 use crate::size::human;
+use crate::sysfs::Device;
 use serde::Serialize;
 use std::path::Path;
 
@@ -24,8 +26,10 @@ struct Answer<'a> {
 
 /// Runs the command.
 pub fn run(args: &CompactArgs) -> Result<()> {
-    if let Some(descriptor) = named_by(&args.image) {
-        return disk(args, &descriptor);
+    match attached::subject(&args.image)? {
+        Subject::Disk(descriptor) => return disk(args, &descriptor),
+        Subject::Device(found) => return device(args, &found),
+        Subject::Image => {}
     }
     let zeros = if args.drop_zeros {
         Zeros::Drop
@@ -52,13 +56,25 @@ pub fn run(args: &CompactArgs) -> Result<()> {
     ))
 }
 
+/// An attached image: the kernel compacts it.
+fn device(args: &CompactArgs, device: &Device) -> Result<()> {
+    if args.drop_zeros || args.json {
+        let what = "--drop-zeros and --json are for an image that is not attached";
+        return Err(Error::new(Code::Param, what)
+            .hint("'ploopctl trim' drops what the file systems do not use"));
+    }
+    let freed = operate::run(device, Operation::Compact, args.rate.rate)?.freed;
+    let at = args.image.display();
+    output::text(&format!("{at}: {} shorter\n", human(freed)))
+}
+
 /// A disk with a descriptor: its top if it is attached, else all its images.
 fn disk(args: &CompactArgs, path: &Path) -> Result<()> {
     if args.drop_zeros || args.json {
         let what = "--drop-zeros and --json are for one image";
         return Err(Error::new(Code::Param, what));
     }
-    let live = Live::default();
+    let live = Live::limited(args.rate.rate);
     let mut disk = super::disk::open(path, &live, Work::Long, &args.wait)?;
     for (file, freed) in disk.compact(&live)? {
         output::text(&format!("{}: {} shorter\n", file.display(), human(freed)))?;

@@ -2,6 +2,7 @@
 //! `ploopctl descriptor`, and what `info` says about a disk.
 
 use super::disk;
+use super::info::describe_work;
 use super::list::Row;
 use crate::cli::{AttachFormat, DescriptorCommand, RestoreArgs, SnapshotListArgs};
 use crate::descriptor::guid::Guid;
@@ -236,6 +237,7 @@ fn describe(info: &Info<'_>, nr_images: usize, devices: &[&Device]) -> String {
             "device",
             format!("{}, {}, {access}", device.device.display(), device.state()),
         ));
+        lines.extend(describe_work(device));
     }
     for problem in &info.problems {
         lines.push(("problem", problem.clone()));

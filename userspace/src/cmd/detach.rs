@@ -2,24 +2,89 @@
 //! `ploopctl detach`: stop, drop the images, remove the device. Begun anywhere in between, it
 //! goes on from there.
 
+use super::attached::{self, of_image};
 use super::{control, Target};
 use crate::cli::DetachArgs;
 use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
 use crate::locks::Turn;
+use crate::operate;
+use crate::output;
 use crate::sysfs::{Device, Sysfs};
 use nix::errno::Errno;
 use std::path::Path;
 
+/// `ptune/on_full` with which writes do not wait for space.
+const FAIL: &str = "fail";
+
 /// Runs the command.
 pub fn run(args: &DetachArgs) -> Result<()> {
     let sysfs = Sysfs::default();
-    let device = match Target::resolve(&args.target, &sysfs)? {
+    if args.force {
+        let device = attached::device(&args.target)?;
+        return Forced::begin(&sysfs, &device)?.restore_after(orderly(&sysfs, args));
+    }
+    orderly(&sysfs, args)
+}
+
+fn orderly(sysfs: &Sysfs, args: &DetachArgs) -> Result<()> {
+    let device = match Target::resolve(&args.target, sysfs)? {
         Target::Device(device) => *device,
-        Target::Image(path) => of_image(&sysfs, &path)?,
+        Target::Image(path) => of_image(sysfs, &path)?,
         Target::Disk(path) => return of_disk(&path, args),
     };
-    device_cleanly(&sysfs, &device)
+    device_cleanly(sysfs, &device)
+}
+
+/// What was done to a device so that nothing holds it up.
+struct Forced<'a> {
+    sysfs: &'a Sysfs,
+    device: &'a Device,
+    /// What its writes did before that found no space.
+    on_full: Option<String>,
+}
+
+impl<'a> Forced<'a> {
+    /// Ends what it does for long, which a command may wait for that has the locks of its disk, and
+    /// the waiting of its writes.
+    fn begin(sysfs: &'a Sysfs, device: &'a Device) -> Result<Self> {
+        let before = sysfs.on_full(device.index).ok();
+        let on_full = before.filter(|now| device.running && now != FAIL);
+        if on_full.is_some() {
+            sysfs.set_on_full(device.index, FAIL).map_err(|e| {
+                let what = format!("cannot let writes of {} fail", device.device.display());
+                Error::io(Code::Sysfs, what, e).hint("only root may: run it with sudo")
+            })?;
+        }
+        let forced = Self {
+            sysfs,
+            device,
+            on_full,
+        };
+        let ended = match device.running {
+            true => operate::cancel(device),
+            false => Ok(false),
+        };
+        match ended {
+            Ok(true) => output::note(&format!(
+                "note: the {} of {} was ended early",
+                device.maintenance,
+                device.device.display()
+            )),
+            Ok(false) => {}
+            Err(e) => forced.restore_after(Err(e))?,
+        }
+        Ok(forced)
+    }
+
+    /// A device that is not detached goes on as before.
+    fn restore_after(&self, detached: Result<()>) -> Result<()> {
+        if let (Err(_), Some(before)) = (&detached, &self.on_full) {
+            // Best effort: if the device is gone there is nothing to go on.
+            let _ = self.sysfs.set_on_full(self.device.index, before);
+        }
+        detached
+    }
 }
 
 /// Detaches a disk, and writes down what its lower images are now.
@@ -58,24 +123,6 @@ pub fn device_cleanly(sysfs: &Sysfs, device: &Device) -> Result<()> {
     stopped
 }
 
-fn of_image(sysfs: &Sysfs, path: &Path) -> Result<Device> {
-    let at = path.display();
-    let mut devices = sysfs.find_image(path)?;
-    match (devices.pop(), devices.as_slice()) {
-        (Some(device), []) => Ok(device),
-        (None, _) => Err(
-            Error::new(Code::NotAttached, format!("{at} is not attached"))
-                .hint("'ploopctl list' shows what is"),
-        ),
-        (Some(last), others) => {
-            let all = others.iter().chain([&last]);
-            let nodes: Vec<_> = all.map(|d| d.device.display().to_string()).collect();
-            let what = format!("{at} is attached more than once: {}", nodes.join(", "));
-            Err(Error::new(Code::Param, what).hint("give the device to be detached"))
-        }
-    }
-}
-
 fn has_stopped(sysfs: &Sysfs, device: &Device) -> Result<bool> {
     Ok(sysfs.device(device.index)?.is_some_and(|d| !d.running))
 }
@@ -95,6 +142,14 @@ fn refused(sysfs: &Sysfs, device: &Device, what: &str, e: Errno) -> Error {
     if e != Errno::EBUSY {
         let message = format!("the kernel failed to {what} {at}");
         return Error::io(Code::DeviceIoctl, message, e).hint("'dmesg' may say more");
+    }
+    let now = sysfs.device(device.index).ok().flatten();
+    if let Some(now) = now.filter(|d| d.maintenance != "off") {
+        let message = format!("{at} is busy: its images are changed ({})", now.maintenance);
+        return Error::new(Code::Busy, message).hint(format!(
+            "'ploopctl op status {at}' shows how far it is, 'ploopctl op wait {at}' waits, \
+             'ploopctl detach --force {at}' ends it early, which loses nothing"
+        ));
     }
     let users = control::users(sysfs, device.index);
     let users = if users.is_empty() {

@@ -2,10 +2,12 @@
 //! `ploopctl info`.
 
 use super::list::Row;
+use super::op::Shown;
 use super::{Target, LAGS};
 use crate::cli::TargetArgs;
 use crate::error::{Code, Error, Result};
 use crate::image::{Access, Image, Report};
+use crate::operate;
 use crate::output;
 use crate::size::human;
 use crate::sysfs::{Device, Sysfs};
@@ -24,6 +26,8 @@ struct Info<'a> {
     #[serde(flatten)]
     ploop1: Option<Ploop1>,
     device: Option<Row<'a>>,
+    /// The long operation that runs.
+    operation: Option<Shown>,
 }
 
 /// What a ploop1 image says about itself.
@@ -83,6 +87,10 @@ pub fn run(args: &TargetArgs) -> Result<()> {
             image: path,
             ploop1,
             device: device.as_ref().map(Row::new),
+            operation: device
+                .as_ref()
+                .and_then(operate::running)
+                .map(|s| Shown::new(&s)),
         });
     }
     if device.as_ref().is_some_and(|d| d.running) && ploop1.is_some() {
@@ -184,6 +192,7 @@ fn describe(path: Option<&Path>, ploop1: Option<&Ploop1>, device: Option<&Device
         let failed = if d.aborted { ", writes fail" } else { "" };
         lines.push(("device", d.device.display().to_string()));
         lines.push(("state", format!("{}, {access}{failed}", d.state())));
+        lines.extend(describe_work(d));
         lines.push((
             "device size",
             format!("{} ({} bytes)", human(d.size), d.size),
@@ -200,6 +209,22 @@ fn describe(path: Option<&Path>, ploop1: Option<&Ploop1>, device: Option<&Device
     lines.iter().fold(String::new(), |text, (name, value)| {
         text + &format!("{:<13} {value}\n", format!("{name}:"))
     })
+}
+
+/// What it does for long, and how it is about space.
+pub fn describe_work(d: &Device) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    if d.maintenance != "off" {
+        let status = operate::running(d).map(|s| Shown::new(&s).describe());
+        lines.push(("operation", status.unwrap_or_else(|| d.maintenance.clone())));
+    }
+    let space = match d.space.as_str() {
+        "low" => "low: the image will soon find none to grow",
+        "full" => "none left: writes wait; make some, or 'ploopctl detach --force' lets them fail",
+        _ => return lines,
+    };
+    lines.push(("space", space.to_owned()));
+    lines
 }
 
 fn describe_image(p: &Ploop1) -> Vec<(&'static str, String)> {

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `ploopctl resize`.
 
+use super::attached::{self, Subject};
 use crate::cli::{GivenFormat, ResizeArgs};
-use crate::descriptor::named_by;
 use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::create::Space;
 use crate::offline;
+use crate::operate::{self, Operation};
 use crate::output;
 use crate::progress::Shown;
 use crate::size::human;
+use crate::sysfs::Device;
 use ploop_pure::units::SECTOR_BYTES;
 use std::path::Path;
 
@@ -20,8 +22,10 @@ pub fn run(args: &ResizeArgs) -> Result<()> {
         return Err(Error::new(Code::Param, what)
             .hint("the size is a multiple of 512 bytes; 10G, say, is 10 GiB"));
     }
-    if let Some(descriptor) = named_by(&args.image) {
-        return disk(args, &descriptor);
+    match attached::subject(&args.image)? {
+        Subject::Disk(descriptor) => return disk(args, &descriptor),
+        Subject::Device(found) => return device(args, &found),
+        Subject::Image => {}
     }
     let has_grown = match (args.format, args.preallocate) {
         (GivenFormat::Raw, true) => offline::grow_raw(&args.image, args.size, Space::Full)?,
@@ -36,6 +40,29 @@ pub fn run(args: &ResizeArgs) -> Result<()> {
             offline::grow(&args.image, sectors, &mut Shown::new())?
         }
     };
+    tell(args, has_grown)
+}
+
+/// An attached image: the kernel grows it.
+fn device(args: &ResizeArgs, device: &Device) -> Result<()> {
+    if args.preallocate {
+        let what = "--preallocate is for an image that is not attached";
+        return Err(Error::new(Code::Param, what));
+    }
+    if args.size < device.size {
+        let what = format!(
+            "{} has a size of {} and cannot become smaller",
+            device.device.display(),
+            human(device.size)
+        );
+        return Err(Error::new(Code::Param, what)
+            .hint("'ploopctl trim' and 'ploopctl compact' make the image file smaller"));
+    }
+    let has_grown = args.size > device.size;
+    if has_grown {
+        let sectors = args.size / SECTOR_BYTES;
+        operate::run(device, Operation::Grow { sectors }, 0)?;
+    }
     tell(args, has_grown)
 }
 

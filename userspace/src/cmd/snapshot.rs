@@ -36,6 +36,7 @@ pub fn run(command: &SnapshotCommand) -> Result<()> {
             disk.switch(&live, args.uuid, args.force)
         }
         SnapshotCommand::Delete(args) => {
+            let live = Live::limited(args.rate.rate);
             let mut disk = disk::open(&args.disk.disk, &live, Work::Long, &args.disk.wait)?;
             if disk.delete(&live, args.uuid)? == Removal::Marked {
                 output::note(&format!(
@@ -46,6 +47,7 @@ pub fn run(command: &SnapshotCommand) -> Result<()> {
             Ok(())
         }
         SnapshotCommand::Merge(args) => {
+            let live = Live::limited(args.rate.rate);
             let mut disk = disk::open(&args.disk.disk, &live, Work::Long, &args.disk.wait)?;
             if args.all {
                 disk.merge_all(&live)

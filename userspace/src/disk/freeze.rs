@@ -62,7 +62,7 @@ impl Drop for Frozen {
 }
 
 /// Where the file systems on `devices` (name and `MAJOR:MINOR`) are mounted, one place each.
-fn mount_points(mountinfo: &str, devices: &[(String, String)]) -> Vec<PathBuf> {
+pub fn mount_points(mountinfo: &str, devices: &[(String, String)]) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for line in mountinfo.lines() {

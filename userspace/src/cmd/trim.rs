@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `ploopctl trim`: only by file systems that are mounted, which alone know what they do not use.
+
+use super::attached;
+use crate::cli::TrimArgs;
+use crate::dev;
+use crate::disk::freeze::mount_points;
+use crate::error::{Code, Error, Result};
+use crate::output;
+use crate::size::human;
+use crate::sysfs::Sysfs;
+use nix::errno::Errno;
+use std::fs::{self, File};
+use std::path::Path;
+
+/// Runs the command.
+pub fn run(args: &TrimArgs) -> Result<()> {
+    let device = attached::device(&args.target)?;
+    let at = device.device.display();
+    if device.read_only {
+        let what = format!("{at} is read-only");
+        return Err(Error::new(Code::Param, what));
+    }
+    let sysfs = Sysfs::default();
+    let mut devices = sysfs.parts(device.index);
+    devices.extend(sysfs.stacked(device.index));
+    let info = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
+    let points = mount_points(&info, &devices);
+    if points.is_empty() {
+        output::note(&format!(
+            "note: no file system on {at} is mounted here: nothing is trimmed"
+        ));
+    }
+    let mut failed = None;
+    for point in points {
+        match trim(&point) {
+            Ok(bytes) => {
+                let line = format!("{}: {} trimmed\n", point.display(), human(bytes));
+                output::text(&line)?;
+            }
+            Err(e) => {
+                output::note(&format!("ploopctl: {e}"));
+                failed = Some(e);
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn trim(point: &Path) -> Result<u64> {
+    let at = point.display();
+    let file =
+        File::open(point).map_err(|e| Error::io(Code::Open, format!("cannot open {at}"), e))?;
+    dev::trim(&file).map_err(|e| {
+        let what = format!("cannot trim the file system at {at}");
+        let error = Error::io(Code::DeviceIoctl, what, e);
+        match e {
+            Errno::EOPNOTSUPP | Errno::ENOTTY => error.hint(
+                "the file system does not do it, or something below it does not pass discards on",
+            ),
+            Errno::EROFS => error.hint("it is mounted read-only"),
+            _ => error,
+        }
+    })
+}
