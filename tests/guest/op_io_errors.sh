@@ -117,10 +117,6 @@ again() {
     same healed
     timeout 60 ploopctl detach "$device" || note "detach says $?"
     [[ ! -b $device ]] || detach "$device"
-    # attach mends the top only.
-    for image in "${images[@]::${#images[@]}-1}"; do
-        ploopctl check "$image" >/dev/null 2>&1 || ploopctl check --repair "$image" >&2 || die "$image is damaged"
-    done
     device=$(attach "${images[@]}")
     same 'attached again'
     "$@" || die "after it healed: $*"

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `ploopctl attach`: judge the images, mend what loses nothing, and hand them to the kernel.
 //!
-//! Several images are a chain, base first: all but the last are only read, and taken as they are.
+//! Several images are a chain, base first: all but the last are only read. What a crash in a merge
+//! left in one of them is mended first, unless somebody else reads it or it cannot be written.
 //! Those of a disk are named by its descriptor.
 //!
 //! The turn is held from the first look to the end, so that another attach or detach cannot come
@@ -145,12 +146,13 @@ pub fn images(args: &AttachArgs) -> Result<Attached> {
     clear_leftovers(&sysfs, &args.images)?;
     // Once for all: there may be many images, and many devices that have many.
     let devices = sysfs.devices()?;
+    let mut free = Vec::new();
     for c in &candidates {
-        c.must_be_free(&devices)?;
+        free.push(c.must_be_free(&devices)?);
     }
     let mut judged: Vec<Judged> = Vec::new();
-    for c in &candidates {
-        let next = c.judge(judged.last())?;
+    for (c, is_free) in candidates.iter().zip(free) {
+        let next = c.judge(judged.last(), is_free)?;
         judged.push(next);
     }
     let index = {
@@ -257,25 +259,28 @@ impl Candidate<'_> {
         }
     }
 
-    /// Many may read an image, as long as nobody writes it.
-    fn must_be_free(&self, devices: &[crate::sysfs::Device]) -> Result<()> {
+    /// Many may read an image, as long as nobody writes it. Whether no device does either.
+    fn must_be_free(&self, devices: &[crate::sysfs::Device]) -> Result<bool> {
+        let mut is_free = true;
         for device in devices {
             match device.delta_of(self.path) {
                 Some(delta) if !self.is_read() || !delta.read_only => {
                     return Err(attached(self.path, device));
                 }
-                Some(_) | None => {}
+                Some(_) => is_free = false,
+                None => {}
             }
         }
-        Ok(())
+        Ok(is_free)
     }
 
-    /// Whether it is sound and fits on `below`; mended if that may be.
-    fn judge(&self, below: Option<&Judged>) -> Result<Judged> {
+    /// Whether it is sound and fits on `below`; mended if that may be. No device has it if
+    /// `is_free`.
+    fn judge(&self, below: Option<&Judged>, is_free: bool) -> Result<Judged> {
         let image = Image::open(self.path, self.access)?;
         match self.format(&image)? {
             abi::FORMAT_RAW => self.judge_raw(image),
-            _ => self.judge_ploop1(image, below),
+            _ => self.judge_ploop1(image, below, is_free),
         }
     }
 
@@ -352,7 +357,7 @@ impl Candidate<'_> {
         })
     }
 
-    fn judge_ploop1(&self, image: Image, below: Option<&Judged>) -> Result<Judged> {
+    fn judge_ploop1(&self, image: Image, below: Option<&Judged>, is_free: bool) -> Result<Judged> {
         let lock = ImageLock::take(image.file(), self.path, self.usage())?;
         let report = image.check()?.map_err(|p| image.not_an_image(p))?;
         let header = report.findings.header;
@@ -368,32 +373,34 @@ impl Candidate<'_> {
         }
         let mut flags = self.rdonly();
         let mut repaired = Vec::new();
-        if let Some(plan) = Plan::new(&report.findings, Scope::Needed) {
-            if plan.cure() != Cure::Lossless {
+        let plan = Plan::new(&report.findings, Scope::Needed);
+        match &plan {
+            Some(plan) if plan.cure() != Cure::Lossless => {
                 return Err(mend::lossy(self.path, &report));
             }
-            if self.is_read() {
-                // The kernel takes these two as they are; a torn cluster in use it cannot read.
-                if report.findings.tally.nr_torn > 0 {
-                    let hint =
-                        "attach it alone without -r, or run 'ploopctl check --repair'; of a disk, \
-                            'ploopctl recover'";
-                    return Err(needs_repair(self.path, &report, hint));
-                }
-                flags |= abi::FLAG_ACCEPT_INUSE;
-            } else if self.args.no_repair {
+            Some(_) if !self.is_read() && self.args.no_repair => {
                 let hint = "leave out --no-repair: the repair loses nothing";
                 return Err(needs_repair(self.path, &report, hint));
-            } else {
-                repaired = mend::carry_out(&image, &report, &plan)?;
             }
-        } else if !self.is_read() && header.mark == Mark::ClosedV21 && header.ext_offset != 0 {
-            output::note(&format!(
-                "note: the format extension (dirty bitmap) of {} is dropped by writing to the image",
-                self.at()
-            ));
+            Some(plan) if !self.is_read() => repaired = mend::carry_out(&image, &report, plan)?,
+            None if !self.is_read() && header.mark == Mark::ClosedV21 && header.ext_offset != 0 => {
+                output::note(&format!(
+                    "note: the format extension (dirty bitmap) of {} is dropped by writing to the \
+                        image",
+                    self.at()
+                ));
+            }
+            _ => {}
         }
         drop(lock);
+        if self.is_read() && plan.is_some() {
+            if is_free && !self.args.read_only && !self.args.no_repair {
+                repaired = self.mend_lower()?;
+            }
+            if repaired.is_empty() {
+                flags |= self.take_as_it_is(&report)?;
+            }
+        }
         Ok(Judged {
             image,
             format: abi::FORMAT_PLOOP1,
@@ -401,6 +408,29 @@ impl Candidate<'_> {
             member,
             repaired,
         })
+    }
+
+    /// The flag by which the kernel takes an image that was not closed. A torn cluster in use it
+    /// cannot read.
+    fn take_as_it_is(&self, report: &Report) -> Result<u32> {
+        if report.findings.tally.nr_torn == 0 {
+            return Ok(abi::FLAG_ACCEPT_INUSE);
+        }
+        let hint = "attach it alone without -r, or run 'ploopctl check --repair'; of a disk, \
+                    'ploopctl recover'";
+        Err(needs_repair(self.path, report, hint))
+    }
+
+    /// Mends what a crash in a merge left in an image that will only be read, and tells the steps:
+    /// none where somebody else has it or it cannot be written.
+    fn mend_lower(&self) -> Result<Vec<String>> {
+        let Ok(image) = Image::open(self.path, Access::Write) else {
+            return Ok(Vec::new());
+        };
+        let Ok(_lock) = ImageLock::take(image.file(), self.path, Use::Write) else {
+            return Ok(Vec::new());
+        };
+        mend::lossless(&image)
     }
 
     fn must_fit(&self, below: &Judged, member: &Member) -> Result<()> {
