@@ -57,7 +57,8 @@ same
 put $((20 * c + 4096)) 512
 same
 
-note 'no space in the top'
+note 'no space in the top, and writes shall not wait for it'
+echo fail >"/sys/block/${device##*/}/ptune/on_full"
 failed=0
 for ((at = 24; at < 256; at++)); do put $((at * c + 1024)) 512 || failed=$((failed + 1)); done
 grep -q 'No space left' "$TEST_DIR/why" || die "the write says $(<"$TEST_DIR/why")"

@@ -79,7 +79,7 @@ for kind in one chain; do
         cmp -n 1048576 -i $((at * c)):0 "$device" "$TEST_DIR/data" || die "the data at cluster $at is lost"
     done
     detach "$device"
-    rm -f "$image"
+    rm "$SCRATCH"/*
     mount -o remount,size=8M "$SCRATCH"
 done
 
@@ -92,6 +92,7 @@ rm "$SCRATCH/filler"
 mount -o remount,size=64M "$SCRATCH"
 for i in "${writers[@]}"; do wait "$i" || die 'a write that waited for space failed'; done
 detach "$device"
+rm "$SCRATCH"/*
 mount -o remount,size=8M "$SCRATCH"
 
 note 'written through the page cache, and detached without space'
@@ -99,13 +100,20 @@ rm -f "$SCRATCH"/*
 ploopctl create -s 32M -b 64K "$image" >/dev/null
 device=$(attach "$image")
 direct 0 16
-timeout 60 dd if=/dev/urandom of="$device" bs=1M seek=2 count=28 conv=notrunc status=none
-full
-# Nobody has it open: its pages are written when it stops, and fail then.
-udevadm settle -t 10 || true
-timeout 60 ploopctl detach "$device" || note "detach says $?"
+before=$(said_full)
+# It ends when its pages are written.
+dd if=/dev/urandom of="$device" bs=1M seek=2 count=28 conv=notrunc status=none &
+writer=$!
+retry 30 says_more_than "$before" || die 'nothing says that there is no space'
+expect_fail timeout 20 ploopctl detach "$device"
+[[ -b $device ]] || die 'detached while it is written'
+waits "$writer" || die 'the writer did not wait'
+# What cannot be written fails, then nobody has it open.
+timeout 60 ploopctl detach --force --wait 30 "$device" || note "detach says $?"
+wait "$writer" || note "the writer says $?"
 [[ ! -b $device ]] || detach "$device"
-rm "$SCRATCH/filler"
+rm -f "$SCRATCH/filler"
+mount -o remount,size=64M "$SCRATCH"
 device=$(attach "$image")
 cmp -n 1048576 "$device" "$TEST_DIR/data" || die 'the first data is lost'
 detach "$device"

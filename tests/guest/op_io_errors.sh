@@ -15,7 +15,7 @@ sectors=$((1 << 21))
 c=65536
 blkdiscard -f "$disk"
 dmsetup create below --table "0 $sectors linear $disk 0"
-dmsetup create bad --table '0 8 error'
+dmsetup create bad --table '0 4096 error'
 mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard /dev/mapper/below
 mkdir -p "$SCRATCH"
 mount /dev/mapper/below "$SCRATCH"
@@ -37,16 +37,16 @@ place() {
         awk -v want=$(($2 >> 9)) '$2 >= want { print $3 + (want > $1 ? want - $1 : 0); exit }'
 }
 
-# bad reads|writes FILE BYTE: I/O of that kind fails there.
+# bad reads|writes FILE BYTE [SECTORS]: I/O of that kind fails there.
 bad() {
-    local at kind="error"
+    local at kind="error" nr=${4:-8}
     at=$(place "$2" "$3")
     [[ $at =~ ^[0-9]+$ ]] || die "byte $3 of $2 has no place on the disk"
     # Reads and flushes go to the disk, writes to a device where all fail.
     [[ $1 == reads ]] || kind="delay $disk $at 0 /dev/mapper/bad 0 0 $disk $at 0"
     below "0 $at linear $disk 0
-$at 8 $kind
-$((at + 8)) $((sectors - at - 8)) linear $disk $((at + 8))"
+$at $nr $kind
+$((at + nr)) $((sectors - at - nr)) linear $disk $((at + nr))"
 }
 
 # build LEVELS SIZE(M) [OPTIONS]: a chain with data in each.
@@ -133,13 +133,13 @@ op() { timeout 60 plooptest op "$device" "$@"; }
 
 note 'merge of the top: its data cannot be read'
 build 2 24
-bad reads "$SCRATCH/1.img" $((20 * c + 8192))
+bad reads "$SCRATCH/1.img" $((20 * c)) 4096
 fails plooptest op "$device" merge top
 again 0.img op merge top
 
 note 'merge of the top: the destination takes no data'
 build 2 24
-bad writes "$SCRATCH/0.img" $((20 * c + 8192))
+bad writes "$SCRATCH/0.img" $((20 * c)) 4096
 fails plooptest op "$device" merge top
 same 'with the bad spot'
 again 0.img op merge top
@@ -160,13 +160,13 @@ again 0.img op merge top
 
 note 'merge in the middle: the source cannot be read'
 build 3 24
-bad reads "$SCRATCH/1.img" $((20 * c + 8192))
+bad reads "$SCRATCH/1.img" $((20 * c)) 4096
 fails plooptest op "$device" merge 1
 again '0.img 2.img' op merge 1
 
 note 'merge in the middle: the destination takes no data, then no index'
 build 3 24
-bad writes "$SCRATCH/0.img" $((20 * c + 8192))
+bad writes "$SCRATCH/0.img" $((20 * c)) 4096
 fails plooptest op "$device" merge 1
 same 'with the bad spot'
 bad writes "$SCRATCH/0.img" 0

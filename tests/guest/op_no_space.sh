@@ -4,7 +4,7 @@
 # at a snapshot: the operation ends with ENOSPC, also while writes are parked; what it
 # did is undone or kept, the device goes on, the parked writes end well when there is
 # space again, and the operation can then be run to its end.
-# timeout: 240
+# timeout: 300
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}
@@ -139,14 +139,17 @@ no_space plooptest op "$device" grow $((65 << 11))
 timeout 60 plooptest op "$device" compact && note 'compaction succeeded while writes are parked'
 kill -0 "$writer" || die 'the write did not wait'
 rm "$small/filler"
+mount -o remount,size=128M "$small"
 wait "$writer" || die 'the parked write failed'
 timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img" || die 'no snapshot with space'
 end "$small/0.img" "$SCRATCH/1.img" "$small/2.img" "$SCRATCH/3.img"
 
 note 'growth: a larger index has no space'
 rm -f "$small"/* "$SCRATCH"/*
+mount -o remount,size=24M "$small"
 ploopctl create -s 200M -b 32K "$small/g.img" >/dev/null
 device=$(attach "$small/g.img")
+rm "$TEST_DIR/model"
 truncate -s 64M "$TEST_DIR/model"
 for i in 0 1 2; do put "$i"; done
 detach "$device"

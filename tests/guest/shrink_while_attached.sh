@@ -17,7 +17,7 @@ drop_caches
 cmp -n $((7 << 20)) "$device" "$TEST_DIR/data" || die "good clusters cannot be read"
 expect_fail dd if="$device" of=/dev/null bs=1M skip=12 count=1 iflag=direct status=none
 for cluster in 14 40; do
-    expect_fail timeout 20 dd if=/dev/zero of="$device" bs=4k seek=$((cluster << 8)) count=1 oflag=direct status=none
+    expect_fail timeout 20 dd if="$TEST_DIR/data" of="$device" bs=4k seek=$((cluster << 8)) count=1 oflag=direct status=none
 done
 expect_same "$(stat -c %s "$image")" $((9 << 20)) 'length after writes behind the end'
 cmp -n $((7 << 20)) "$device" "$TEST_DIR/data" || die "good clusters cannot be read any more"

@@ -68,6 +68,8 @@ pub struct Alloc {
     nr_cleaning: u32,
     /// Free, and read as zeros.
     clean: SlotSet,
+    /// The file was cut, and no slot was asked for since: it need not grow ahead.
+    is_cut: bool,
 }
 
 impl Alloc {
@@ -89,11 +91,13 @@ impl Alloc {
             freed: set()?,
             nr_cleaning: 0,
             clean: set()?,
+            is_cut: false,
         })
     }
 
     /// Takes the lowest free slot.
     pub fn take(&mut self) -> Take {
+        self.is_cut = false;
         if let Some(at) = self.clean.pop_lowest(self.floor) {
             return Take::Slot(at);
         }
@@ -191,7 +195,7 @@ impl Alloc {
     /// The file should be grown before long.
     pub fn is_low(&self) -> bool {
         let left = u64::from(self.limit.saturating_sub(self.head)) + u64::from(self.clean.len());
-        self.limit < self.max && left * 2 < self.step()
+        !self.is_cut && self.limit < self.max && left * 2 < self.step()
     }
 
     /// Clusters the file should have after growing by a step; `None` at the format's limit.
@@ -279,6 +283,7 @@ impl Alloc {
             self.head = last.0;
         }
         self.limit = self.head;
+        self.is_cut = true;
         self.head
     }
 
@@ -290,6 +295,7 @@ impl Alloc {
         }
         self.head = self.head.max(head);
         self.limit = self.limit.max(limit);
+        self.is_cut = false;
     }
 
     /// First slot never handed out.
@@ -383,6 +389,16 @@ mod tests {
         a.set_floor(ImageCluster(12));
         grow(&mut a, 20);
         assert_eq!(a.take(), Take::Slot(ImageCluster(12)));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_grows_when_somebody_asks() {
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 3, 4, 1000).unwrap();
+        assert!(a.is_low());
+        assert_eq!(a.cut(), 3);
+        assert!(!a.is_low());
+        assert_eq!(a.take(), Take::NeedSpace);
+        assert!(a.is_low());
     }
 
     #[test]
