@@ -19,7 +19,7 @@ use super::{
 };
 use core::{cell::UnsafeCell, marker::PhantomData, mem, ptr, ptr::NonNull};
 use kernel::{
-    alloc::flags::{__GFP_NOWARN, GFP_NOWAIT},
+    alloc::flags,
     error::to_result,
     prelude::*,
     static_lock_class,
@@ -323,7 +323,7 @@ impl<D: Driver> Request<D> {
         };
         heap.clear();
         let nr = segments().count();
-        let fits = nr <= SEGMENTS_INLINE || heap.reserve(nr, GFP_NOWAIT | __GFP_NOWARN).is_err();
+        let fits = nr <= SEGMENTS_INLINE || heap.reserve(nr, flags::GFP_NOWAIT | flags::__GFP_NOWARN).is_err();
         let (mut nr, mut len) = (0, 0);
         for seg in segments() {
             let len_seg = seg.bv_len as usize;

@@ -4,10 +4,7 @@
 use super::PAGES;
 use core::ptr;
 use kernel::{
-    alloc::{
-        flags::{__GFP_NOWARN, GFP_NOWAIT},
-        KVVec,
-    },
+    alloc::{flags, KVVec},
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Full, Relaxed},
@@ -143,7 +140,7 @@ impl SparseWords {
 
     /// A page for who is in a request's way: at once, or from the reserve, or by waiting.
     fn new_page(&self) -> Result<Arc<Page>> {
-        if let Ok(page) = Page::new(GFP_NOWAIT | __GFP_NOWARN) {
+        if let Ok(page) = Page::new(flags::GFP_NOWAIT | flags::__GFP_NOWARN) {
             return Ok(page);
         }
         for place in &self.reserve {

@@ -118,6 +118,32 @@ pub const OP_CANCEL: u32 = ioc(NONE, NR_OWN + 5, 0);
 /// Sets the rate limit of the long operation (u64 bytes a second, 0 for none).
 pub const OP_RATE: u32 = ioc(WRITE, NR_OWN + 6, 8);
 
+/// Starts a checkpoint: from now on, or from the next snapshot on, it tells what is written to the
+/// disk: [`Checkpoint`].
+pub const CHECKPOINT_START: u32 = ioc(READ | WRITE, NR_OWN + 7, 64);
+/// Drops a checkpoint: [`Checkpoint`], of which only `id` is looked at.
+pub const CHECKPOINT_DROP: u32 = ioc(WRITE, NR_OWN + 8, 64);
+/// Tells of the checkpoint `index`, counted from 0: [`Checkpoint`].
+pub const CHECKPOINT_LIST: u32 = ioc(READ | WRITE, NR_OWN + 9, 64);
+/// Tells what was written since a checkpoint, in a part of the disk: [`CheckpointRead`], which
+/// [`Extent`]s follow.
+pub const CHECKPOINT_READ: u32 = ioc(READ | WRITE, NR_OWN + 10, 64);
+
+/// [`Checkpoint::flags`]: it starts with the next snapshot, at the moment of its switch.
+pub const CHECKPOINT_AT_SNAPSHOT: u32 = 1;
+/// [`Checkpoint::state`]: it waits for a snapshot.
+pub const CHECKPOINT_ARMED: u32 = 0;
+/// [`Checkpoint::state`]: it notes what is written.
+pub const CHECKPOINT_RECORDING: u32 = 1;
+/// Checkpoints a device can have.
+pub const CHECKPOINTS_MAX: usize = 16;
+/// Bytes that a checkpoint tells apart if it is not said otherwise.
+pub const GRANULARITY: u32 = 64 << 10;
+/// Fewest that it can tell apart.
+pub const GRANULARITY_MIN: u32 = 4 << 10;
+/// Most.
+pub const GRANULARITY_MAX: u32 = 64 << 20;
+
 /// [`OpStart::op`]: none.
 pub const OP_NONE: u32 = 0;
 /// [`OpStart::op`]: merges a delta into the next lower one. OpenVZ's number for it.
@@ -410,8 +436,103 @@ impl OpStatus {
     }
 }
 
+/// `struct ploop_track_extent`: what TRACK_INIT and TRACK_READ return, bytes of the top's image
+/// file. 16 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TrackExtent {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+}
+
+/// Argument of `CHECKPOINT_START`, `CHECKPOINT_DROP` and `CHECKPOINT_LIST`. 64 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Checkpoint {
+    /// Size of this structure, 64.
+    pub size: u32,
+    /// `CHECKPOINT_AT_SNAPSHOT` or zero.
+    pub flags: u32,
+    /// Its name, 16 bytes of a UUID as it is written; not all zero.
+    pub id: [u8; 16],
+    /// Bytes that it tells apart, a power of two; START takes 0 for [`GRANULARITY`].
+    pub granularity: u32,
+    /// Out: `CHECKPOINT_ARMED` or `CHECKPOINT_RECORDING`.
+    pub state: u32,
+    /// LIST: which one.
+    pub index: u32,
+    /// Zero.
+    pub mbz: u32,
+    /// Out: bytes written to since, in whole granules.
+    pub dirty: u64,
+    /// Out: bytes of the disk.
+    pub disk: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+impl Checkpoint {
+    /// Of this name; the rest is zero.
+    pub const fn new(id: [u8; 16]) -> Self {
+        Self {
+            size: 64,
+            flags: 0,
+            id,
+            granularity: 0,
+            state: 0,
+            index: 0,
+            mbz: 0,
+            dirty: 0,
+            disk: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// Head of `CHECKPOINT_READ`'s argument; `nr` [`Extent`]s follow. 64 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CheckpointRead {
+    /// Size of this structure, 64.
+    pub size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// Which.
+    pub id: [u8; 16],
+    /// First byte of the disk asked about. Out: where the answer ends.
+    pub start: u64,
+    /// How many bytes. Out: how many were not answered for, as there were too many extents.
+    pub len: u64,
+    /// Room for extents behind this structure. Out: how many there are.
+    pub nr: u32,
+    /// Zero.
+    pub mbz: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// A part of the disk. 16 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Extent {
+    /// First byte.
+    pub start: u64,
+    /// How many bytes.
+    pub len: u64,
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
+    assert!(size_of::<TrackExtent>() == 16);
+    assert!(size_of::<Checkpoint>() == 64);
+    assert!(offset_of!(Checkpoint, granularity) == 24);
+    assert!(offset_of!(Checkpoint, dirty) == 40);
+    assert!(size_of::<CheckpointRead>() == 64);
+    assert!(offset_of!(CheckpointRead, start) == 24);
+    assert!(offset_of!(CheckpointRead, nr) == 40);
+    assert!(size_of::<Extent>() == 16);
     assert!(size_of::<Truncate>() == 16);
     assert!(offset_of!(Truncate, level) == 8);
     assert!(size_of::<IndexUpdate>() == 8);
