@@ -323,7 +323,10 @@ impl<D: Driver> Request<D> {
         };
         heap.clear();
         let nr = segments().count();
-        let fits = nr <= SEGMENTS_INLINE || heap.reserve(nr, flags::GFP_NOWAIT | flags::__GFP_NOWARN).is_err();
+        let fits = nr <= SEGMENTS_INLINE
+            || heap
+                .reserve(nr, flags::GFP_NOWAIT | flags::__GFP_NOWARN)
+                .is_err();
         let (mut nr, mut len) = (0, 0);
         for seg in segments() {
             let len_seg = seg.bv_len as usize;
