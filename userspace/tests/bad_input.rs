@@ -309,9 +309,10 @@ fn what_does_not_fit_is_no_chain() {
     ploopctl(&["attach"]).expect(38).says(&["IMAGE"]);
 }
 
-/// The images below the top are taken as they are; only where there is no kernel to ask.
+/// The images below the top are mended too, unless that is not wanted; only where there is no kernel
+/// to ask.
 #[test]
-fn only_the_top_of_a_chain_is_repaired() {
+fn all_of_a_chain_is_repaired() {
     if Path::new("/dev/ploop-control").exists() {
         eprintln!("skipped: the ploop module is loaded");
         return;
@@ -321,14 +322,23 @@ fn only_the_top_of_a_chain_is_repaired() {
     put_u32(&base, MARK, IN_USE);
     put_u32(&top, MARK, IN_USE);
     let before = fs::read(&base).unwrap();
-    let args = ["attach", base.to_str().unwrap()];
+    let base_at = base.to_str().unwrap();
+    on(&top, &["attach", "-r", base_at]).expect(2);
+    assert!(fs::read(&base).unwrap() == before);
+    let args = ["attach", base_at];
     on(&top, &args)
         .expect(2)
         .says(&["repaired: clear", "modprobe ploop"]);
     on(&top, &["check"]).expect(0);
-    assert_eq!(fs::read(&base).unwrap(), before);
+    on(&base, &["check"]).expect(0);
     set_len(&base, (5 << 16) - 512);
-    on(&top, &args).expect(41).says(&["base", "check --repair"]);
+    let torn = ["base", "check --repair"];
+    on(&top, &["attach", "-r", base_at]).expect(41).says(&torn);
+    on(&top, &["attach", "--no-repair", base_at])
+        .expect(41)
+        .says(&torn);
+    on(&top, &args).expect(2).says(&["repaired: "]);
+    on(&base, &["check"]).expect(0);
     // A raw base has the cluster size of what lies on it.
     let raw = scratch.create("raw", &["-f", "raw", "-s", "1M"]);
     let args = ["attach", "-f", "raw", raw.to_str().unwrap()];
