@@ -194,6 +194,11 @@ impl BlockDevice for Device {
     fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int> {
         device_ioctl(self, disk, call)
     }
+
+    fn last_closed(&self) {
+        // Whoever copied the image is gone.
+        drop_tracker(self);
+    }
 }
 
 fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Result<c_int> {
@@ -305,6 +310,7 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
             decode::put(call.arg, &device.ops().status())?;
         }
         abi::OP_CANCEL => {
+            device.noted().abort_tracker();
             device.ops().cancel();
             device.ops().wait()?;
         }
@@ -313,9 +319,68 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
             let minor = device.lowest_idle()? << abi::MINOR_SHIFT;
             decode::put(call.arg, &abi::GetDevice { minor, mbz: 0 })?;
         }
+        abi::TRACK_INIT
+        | abi::TRACK_STOP
+        | abi::TRACK_ABORT
+        | abi::TRACK_SETPOS
+        | abi::TRACK_READ => track_ioctl(device, call)?,
+        abi::CHECKPOINT_START
+        | abi::CHECKPOINT_DROP
+        | abi::CHECKPOINT_LIST
+        | abi::CHECKPOINT_READ => checkpoint_ioctl(device, call)?,
         _ => return Err(ENOTTY),
     }
     Ok(0)
+}
+
+fn track_ioctl(device: &Device, call: Call) -> Result {
+    let none = abi::TrackExtent { start: 0, end: 0 };
+    match call.cmd {
+        abi::TRACK_INIT => {
+            decode::put(call.arg, &none)?;
+            let extent = device.start_tracker()?;
+            decode::put(call.arg, &extent).inspect_err(|_| drop_tracker(device))
+        }
+        abi::TRACK_SETPOS => device.noted().set_tracked(decode::number(call.arg)?),
+        abi::TRACK_READ => {
+            decode::put(call.arg, &none)?;
+            let extent = device.read_tracker()?;
+            // Nobody would copy what it stands for.
+            decode::put(call.arg, &extent).inspect_err(|_| drop_tracker(device))
+        }
+        abi::TRACK_STOP => device.noted().stop_tracker(),
+        _ => {
+            drop_tracker(device);
+            Ok(())
+        }
+    }
+}
+
+fn drop_tracker(device: &Device) {
+    device.noted().abort_tracker();
+}
+
+fn checkpoint_ioctl(device: &Device, call: Call) -> Result {
+    match call.cmd {
+        abi::CHECKPOINT_START => {
+            let (id, log, at_snapshot) = decode::checkpoint_start(call.arg)?;
+            device.start_checkpoint(id, log, at_snapshot)
+        }
+        abi::CHECKPOINT_DROP => device.noted().drop_point(decode::checkpoint(call.arg)?.id),
+        abi::CHECKPOINT_LIST => {
+            let point = device.checkpoint(decode::checkpoint(call.arg)?.index)?;
+            decode::put(call.arg, &point)
+        }
+        _ => {
+            let (head, mut to) = decode::checkpoint_read(call.arg)?;
+            let head = device.read_checkpoint(head, |extent| {
+                decode::put(to, &extent)?;
+                to = to.checked_add(size_of::<abi::Extent>()).ok_or(EFAULT)?;
+                Ok(())
+            })?;
+            decode::put(call.arg, &head)
+        }
+    }
 }
 
 /// Starts a long operation, unless the same runs already, and waits for its end, as OpenVZ's calls

@@ -13,13 +13,14 @@ mod merge;
 pub(crate) mod ops;
 pub(crate) mod show;
 mod snapshot;
+mod track;
 
 use crate::{
     chain::{
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
-    engine::{events::Events, Closed, Engine, Parts, Shared},
+    engine::{events::Events, tracks::Tracks, Closed, Engine, Parts, Shared},
     error::{refusal, Shown},
     io::{lock::Images, Io},
     sys::{
@@ -96,6 +97,7 @@ pub(crate) struct Device {
     epoch: Arc<Epoch>,
     workers: Arc<Workqueue>,
     ops: Arc<Ops>,
+    tracks: Arc<Tracks>,
     /// Where long operations run. They wait for `workers`.
     op_worker: Workqueue,
 }
@@ -113,6 +115,8 @@ impl Device {
             is_removed: false,
         };
         let workers = Arc::new(Workqueue::new(c"ploop")?, GFP_KERNEL)?;
+        let epoch = Arc::new(Epoch::new()?, GFP_KERNEL)?;
+        let tracks = Tracks::new(&epoch)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 index,
@@ -121,10 +125,11 @@ impl Device {
                 control <- new_mutex!(control),
                 view <- new_mutex!(View::EMPTY),
                 infos <- new_mutex!(KVec::new()),
-                epoch: Arc::new(Epoch::new()?, GFP_KERNEL)?,
+                epoch,
                 tags <- TagSet::new(limits::QUEUE_DEPTH),
                 workers,
                 ops: Ops::new()?,
+                tracks,
                 op_worker: Workqueue::new(c"ploop_op")?,
             }? Error),
             GFP_KERNEL,
@@ -139,6 +144,11 @@ impl Device {
     /// What requests enter before they look a place up.
     pub(crate) fn users(&self) -> &Epoch {
         &self.epoch
+    }
+
+    /// What is noted of the writes.
+    pub(crate) fn noted(&self) -> &Tracks {
+        &self.tracks
     }
 
     /// Where handlers and work items run.
@@ -255,7 +265,8 @@ impl Device {
         let (chain, used) = Chain::load(deltas, this.index)?;
         let parts = Parts::of_top(&chain, &used, this.index)?;
         let events = Events::new(this.index, disk.notifier())?;
-        let shared = Arc::new(Shared::new(this.epoch.clone(), events), GFP_KERNEL)?;
+        let shared = Shared::new(this.epoch.clone(), events, this.tracks.clone());
+        let shared = Arc::new(shared, GFP_KERNEL)?;
         let engine = Engine::new(this.index, chain, parts, this.workers.clone(), shared)?;
         let chain = &engine.chain;
         let limits = limits::limits(&engine);
@@ -293,8 +304,7 @@ impl Device {
         let mut control = this.control.lock();
         let call = |openers| Call::Stop { openers };
         admit(control.state(), call(disk.openers())).map_err(refusal)?;
-        this.admit_change()?;
-        if control.frozen_fs.is_some() {
+        if this.ops.running().is_some() || control.frozen_fs.is_some() {
             return Err(EBUSY);
         }
         let stopping = Stopping::begin(control.engine.clone());
@@ -315,6 +325,7 @@ impl Device {
             return Err(EINVAL);
         };
         engine.shared().events.stopped();
+        this.tracks.end();
         drop(stopping);
         engine.quiet();
         let closed = engine
@@ -431,7 +442,11 @@ impl Device {
     pub(crate) fn maintenance(&self) -> Result<(u32, u8)> {
         let control = self.control.lock();
         let top = control.deltas.len().checked_sub(1).ok_or(ENOENT)?;
-        let op = self.ops.running().map_or(abi::OP_NONE, Op::number);
+        let op = match self.ops.running() {
+            Some(op) => op.number(),
+            None if self.tracks.is_tracking() => abi::OP_TRACK,
+            None => abi::OP_NONE,
+        };
         Ok((op, u8::try_from(top).unwrap_or(u8::MAX)))
     }
 
@@ -457,6 +472,7 @@ impl Device {
         if engine.is_poisoned() {
             return Err(EIO);
         }
+        this.admit_change()?;
         this.ops.start(disk, wanted, &this.op_worker)
     }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     device::Device,
-    engine::{Cmd, Disk, Engine},
+    engine::{tracks::Tracks, Cmd, Disk, Engine},
     sys::{
         epoch::Epoch,
         frozen::Handler,
@@ -47,4 +47,8 @@ impl Driver for Device {
     }
 }
 
-impl Disk for Device {}
+impl Disk for Device {
+    fn tracks(&self) -> &Tracks {
+        self.noted()
+    }
+}

@@ -17,6 +17,7 @@ mod lockout;
 pub(crate) mod merge;
 mod space;
 mod succeed;
+pub(crate) mod tracks;
 mod write;
 
 use crate::{
@@ -40,6 +41,7 @@ use ploop_pure::{
 use index_wb::Copies;
 use lockout::Waiters;
 pub(crate) use succeed::{Shared, Stats, Unfinished};
+use tracks::Tracks;
 
 /// What a request is waiting for when its handler is called.
 #[derive(Clone, Copy)]
@@ -109,7 +111,10 @@ impl Cmd {
 }
 
 /// A driver whose requests the engine can work on.
-pub(crate) trait Disk: Driver<Pdu = Cmd> {}
+pub(crate) trait Disk: Driver<Pdu = Cmd> {
+    /// What is noted of its writes.
+    fn tracks(&self) -> &Tracks;
+}
 
 /// What changes on the slow path.
 struct Slow<D: Disk> {
@@ -288,6 +293,9 @@ impl<D: Disk> Engine<D> {
     /// Takes a request back from I/O; any context. Ends the most frequent requests at once.
     pub(crate) fn io_done(mut rq: Request<D>, result: Result<usize>) {
         let len = rq.len();
+        if rq.op() == Op::Write {
+            Self::written(&mut rq);
+        }
         let cmd = rq.pdu();
         let event = match result {
             // Nothing moved before the end of the data: the file has become shorter.
@@ -322,6 +330,20 @@ impl<D: Disk> Engine<D> {
             }
         }
         rq.enqueue();
+    }
+
+    /// Notes what a write has changed, perhaps, also if it failed.
+    fn written(rq: &mut Request<D>) {
+        let (disk, len) = (rq.pos(), rq.len() as u64);
+        let pos = match rq.pdu().phase {
+            Phase::Moving { pos, .. } => Some(pos),
+            _ => None,
+        };
+        let tracks = rq.driver().tracks();
+        if let Some(pos) = pos {
+            tracks.image_written(&(pos..pos.saturating_add(len)));
+        }
+        tracks.disk_written(&(disk..disk.saturating_add(len)));
     }
 
     /// What a read or write works on; an error if it has data in two clusters. The disk's limits

@@ -75,6 +75,55 @@ pub(super) fn op_status(arg: usize) -> Result {
     }
 }
 
+/// Argument of CHECKPOINT_START: the name, log2 of the granularity in bytes, and whether the next
+/// snapshot starts it.
+pub(super) fn checkpoint_start(arg: usize) -> Result<([u8; 16], u32, bool)> {
+    let point: abi::Checkpoint = get(arg)?;
+    let clean = abi::Checkpoint {
+        flags: point.flags & abi::CHECKPOINT_AT_SNAPSHOT,
+        granularity: point.granularity,
+        ..abi::Checkpoint::new(point.id)
+    };
+    let granularity = match point.granularity {
+        0 => abi::GRANULARITY,
+        other => other,
+    };
+    let is_fit = granularity.is_power_of_two()
+        && (abi::GRANULARITY_MIN..=abi::GRANULARITY_MAX).contains(&granularity);
+    if point != clean || !is_fit || point.id == [0; 16] {
+        return Err(EINVAL);
+    }
+    let at_snapshot = point.flags & abi::CHECKPOINT_AT_SNAPSHOT != 0;
+    Ok((point.id, granularity.ilog2(), at_snapshot))
+}
+
+/// Argument of CHECKPOINT_DROP and CHECKPOINT_LIST.
+pub(super) fn checkpoint(arg: usize) -> Result<abi::Checkpoint> {
+    let point: abi::Checkpoint = get(arg)?;
+    let clean = abi::Checkpoint {
+        index: point.index,
+        ..abi::Checkpoint::new(point.id)
+    };
+    match point == clean {
+        true => Ok(point),
+        false => Err(EINVAL),
+    }
+}
+
+/// Argument of CHECKPOINT_READ, and where the extents go.
+pub(super) fn checkpoint_read(arg: usize) -> Result<(abi::CheckpointRead, usize)> {
+    let head: abi::CheckpointRead = get(arg)?;
+    let is_clean = head.size as usize == size_of_val(&head)
+        && head.flags == 0
+        && head.mbz == 0
+        && head.reserved == [0; 2];
+    let to = arg.checked_add(size_of_val(&head)).ok_or(EFAULT)?;
+    match is_clean {
+        true => Ok((head, to)),
+        false => Err(EINVAL),
+    }
+}
+
 /// Argument of TRUNCATE: the level, its image, and how many clusters to keep.
 pub(super) fn truncate(arg: usize) -> Result<(u8, File, u32)> {
     let ctl: abi::Truncate = get(arg)?;

@@ -134,6 +134,8 @@ impl Device {
         let parts = Parts::none(&chain)?;
         let shared = old.shared().clone();
         let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
+        let size_bytes = new.chain.size_sectors().saturating_mul(SECTOR_BYTES);
+        self.tracks.grow_points(size_bytes)?;
         let mut control = self.control.lock();
         // The first commit of the new engine is that of the header.
         let gate = new.gate.lock();

@@ -222,11 +222,20 @@ impl Ops {
 const WAIT_MS: u64 = 50;
 
 impl Device {
-    /// EBUSY while a long operation runs.
+    /// EBUSY while a long operation or the write tracker runs.
     pub(super) fn admit_change(&self) -> Result {
         match self.ops.running() {
-            Some(_) => Err(EBUSY),
-            None => Ok(()),
+            None if !self.tracks.is_tracking() => Ok(()),
+            Some(_) | None => Err(EBUSY),
+        }
+    }
+
+    /// What goes on, as sysfs names it.
+    pub(super) fn maintenance_name(&self) -> &'static str {
+        match self.ops.running() {
+            Some(op) => op.name(),
+            None if self.tracks.is_tracking() => "track",
+            None => "off",
         }
     }
 

@@ -189,7 +189,7 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
         },
         b"freeze_state" => view.is_frozen.into(),
         b"maintenance" => {
-            let name = this.ops().running().map_or("off", |op| op.name());
+            let name = this.maintenance_name();
             return Ok(writeln!(out, "{name}")?);
         }
         b"space" => {

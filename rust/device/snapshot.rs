@@ -171,8 +171,11 @@ impl Steps<'_> {
     /// Makes the new engine the one that requests use.
     fn switch(&self, control: &mut Control) -> Result<Unfinished> {
         let this = self.disk.driver();
-        let unfinished =
-            this.replace_engine(self.disk, &self.old, &self.new, || self.old.retire())?;
+        let unfinished = this.replace_engine(self.disk, &self.old, &self.new, || {
+            let unfinished = self.old.retire()?;
+            this.tracks.snapshot_taken();
+            Ok(unfinished)
+        })?;
         control.engine = Some(self.new.clone());
         // That of the old top.
         control.max_delta_sectors = None;

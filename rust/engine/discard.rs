@@ -47,9 +47,12 @@ impl<D: Disk> Engine<D> {
                         0 => return self.wait_for_cluster(rq),
                         done => {
                             let len = self.chain.cluster().bytes() * done as u64;
-                            let end = rq.len();
+                            let (from, end) = (rq.pos(), rq.len());
                             let cmd = rq.pdu();
+                            let start = from.saturating_add(cmd.moved as u64);
                             cmd.moved = cmd.moved.saturating_add(len as usize).min(end);
+                            let tracks = &self.shared.tracks;
+                            tracks.disk_written(&(start..start.saturating_add(len)));
                         }
                     }
                 }
@@ -129,9 +132,10 @@ impl<D: Disk> Engine<D> {
             .top()
             .ok_or(EIO)
             .and_then(|top| match keeps_space {
-                true => top.io().zero(range),
-                false => top.io().punch(range),
+                true => top.io().zero(range.clone()),
+                false => top.io().punch(range.clone()),
             });
+        self.shared.tracks.image_written(&range);
         let event = match zeroed {
             Ok(()) => Event::Ok,
             Err(e) => {
@@ -144,7 +148,10 @@ impl<D: Disk> Engine<D> {
 
     /// The extent of `rq` is done.
     pub(super) fn discarded(&self, mut rq: Request<D>) {
+        let start = rq.pos().saturating_add(rq.pdu().moved as u64);
         let cmd = rq.pdu();
+        let end = start.saturating_add(u64::from(cmd.extent.len));
+        self.shared.tracks.disk_written(&(start..end));
         cmd.moved = cmd.moved.saturating_add(cmd.extent.len as usize);
         cmd.write = None;
         cmd.phase = Phase::Again;

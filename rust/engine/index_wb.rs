@@ -25,6 +25,7 @@ use core::ops::Range;
 use ploop_pure::{
     commit::{Action, Commit, Event},
     index::BATCH_MAX,
+    units::INDEX_PAGE_BYTES,
 };
 
 /// Milliseconds after which an entry is written even if nobody asks.
@@ -249,15 +250,24 @@ impl<D: Disk> Engine<D> {
                 Some((first, range)) if *first + range.len() as u32 == page_no => range.end += 1,
                 other => {
                     if let Some((first, range)) = other.replace((page_no, idx..idx + 1)) {
-                        delta.write_index(first, buf, range)?;
+                        self.write_run(delta, first, buf, range)?;
                     }
                 }
             }
         }
         match run {
-            Some((first, range)) => delta.write_index(first, buf, range),
+            Some((first, range)) => self.write_run(delta, first, buf, range),
             None => Ok(()),
         }
+    }
+
+    fn write_run(&self, delta: &Delta, first: u32, buf: &PageBuf, range: Range<usize>) -> Result {
+        let start = u64::from(first) * INDEX_PAGE_BYTES;
+        let end = start + range.len() as u64 * INDEX_PAGE_BYTES;
+        let written = delta.write_index(first, buf, range);
+        // While writes are tracked no other delta than the top is written.
+        self.shared.tracks.image_written(&(start..end));
+        written
     }
 
     pub(super) fn poison(&self, error: Error) {

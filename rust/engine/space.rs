@@ -198,7 +198,10 @@ impl<D: Disk> Engine<D> {
                     break;
                 };
                 let bytes = |at| size.offset(ImageCluster(at));
-                match top.io().punch(bytes(run.start)..bytes(run.end)) {
+                let range = bytes(run.start)..bytes(run.end);
+                let punched = top.io().punch(range.clone());
+                self.shared.tracks.image_written(&range);
+                match punched {
                     Ok(()) => *place = Some(run),
                     Err(_) => self.slow.lock().alloc.lost(run),
                 }

@@ -2,7 +2,7 @@
 //! What one engine hands to the next. An engine's chain never changes; when the deltas of a running
 //! device do, a new engine takes its place while the queue is frozen.
 
-use super::{events::Events, Closed, Disk, Engine, Parts};
+use super::{events::Events, tracks::Tracks, Closed, Disk, Engine, Parts};
 use crate::{
     format::Format,
     sys::{epoch::Epoch, prelude::*},
@@ -35,11 +35,12 @@ pub(crate) struct Shared {
     /// They do for the moment: the device is to stop.
     is_stopping: Atomic<bool>,
     pub(crate) events: Arc<Events>,
+    pub(crate) tracks: Arc<Tracks>,
 }
 
 impl Shared {
     /// For a disk that requests enter `epoch` of.
-    pub(crate) fn new(epoch: Arc<Epoch>, events: Arc<Events>) -> Self {
+    pub(crate) fn new(epoch: Arc<Epoch>, events: Arc<Events>, tracks: Arc<Tracks>) -> Self {
         Self {
             stats: Stats {
                 requests: Atomic::new(0),
@@ -53,6 +54,7 @@ impl Shared {
             fails_when_full: Atomic::new(false),
             is_stopping: Atomic::new(false),
             events,
+            tracks,
         }
     }
 

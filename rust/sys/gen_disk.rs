@@ -33,6 +33,8 @@ pub(crate) trait BlockDevice: Driver {
     fn tags(&self) -> &TagSet<Self>;
     /// Answers an ioctl; runs in the caller's process and may sleep.
     fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int>;
+    /// Nobody has the disk or a partition open any more. Its open lock is held.
+    fn last_closed(&self);
 }
 
 /// The limits that depend on the image.
@@ -418,6 +420,7 @@ impl<D: BlockDevice> Fops<D> {
     const TABLE: &'static Table<bindings::block_device_operations> =
         &Table(bindings::block_device_operations {
             owner: compat::owner(),
+            release: Some(Self::release),
             ioctl: Some(Self::ioctl),
             compat_ioctl: Some(bindings::blkdev_compat_ptr_ioctl),
             free_disk: Some(Self::free_disk),
@@ -450,6 +453,20 @@ impl<D: BlockDevice> Fops<D> {
         disk.driver()
             .ioctl(disk, call)
             .unwrap_or_else(Error::to_errno)
+    }
+
+    /// # Safety
+    ///
+    /// Called by the block layer after each close of a disk that was added or of one of its
+    /// partitions, with the disk's open lock held.
+    unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
+        // SAFETY: `private_data` is an `Arc<D>` that lives until the disk is freed, and who closes
+        // it holds the disk until we return.
+        let driver = unsafe { &*(*disk).private_data.cast::<D>() };
+        // SAFETY: As above, a disk that was added.
+        if unsafe { bindings::ploop_disk_openers(disk) } == 0 {
+            driver.last_closed();
+        }
     }
 
     /// # Safety

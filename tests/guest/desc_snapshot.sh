@@ -124,7 +124,8 @@ done
 put
 kill "$noise"
 wait "$noise" || true
-umount "$at"
+# What it started may take a moment.
+retry 30 umount "$at"
 detach "$disk"
 e2fsck -f -n "$(attach -r "$disk")" >/dev/null || die 'the file system is damaged'
 detach "$disk"

@@ -30,7 +30,7 @@ put() {
 
 same() {
     drop_caches
-    timeout 60 dd if="$device" iflag=direct bs=1M status=none | cmp -n $((64 << 20)) - "$TEST_DIR/model" >&2 || die "$1: the disk is wrong"
+    timeout 60 dd if="$device" iflag=direct bs=1M count=64 status=none | cmp -n $((64 << 20)) - "$TEST_DIR/model" >&2 || die "$1: the disk is wrong"
 }
 
 no_space() {

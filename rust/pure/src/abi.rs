@@ -146,6 +146,8 @@ pub const GRANULARITY_MAX: u32 = 64 << 20;
 
 /// [`OpStart::op`]: none.
 pub const OP_NONE: u32 = 0;
+/// [`Balloon::mntn_type`]: the write tracker runs. OpenVZ's number for it.
+pub const OP_TRACK: u32 = 3;
 /// [`OpStart::op`]: merges a delta into the next lower one. OpenVZ's number for it.
 pub const OP_MERGE: u32 = 257;
 /// [`OpStart::op`]: makes the disk larger. OpenVZ's number for it.

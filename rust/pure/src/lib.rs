@@ -31,6 +31,7 @@ pub mod rate;
 pub mod repair;
 pub mod slots;
 pub mod snapshot;
+pub mod track;
 pub mod units;
 
 pub use error::Error;
