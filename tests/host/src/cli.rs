@@ -44,6 +44,11 @@ plooptest COMMAND...
                                          waits for it; prints `running|idle RESULT DONE TOTAL
                                          FREED`; ends it early; limits its bytes a second
   sync DEV                               SYNC
+  track-copy [--rounds N] --quiesce COMMAND DEV IMAGE TARGET
+                                         a copy of the top's IMAGE in use, complete when COMMAND has
+                                         ended all writing
+  checkpoint start|arm|drop|read DEV ID [--granularity BYTES], checkpoint list DEV
+                                         a checkpoint; what was written since
   mutate --seed S IN OUT                 a damaged copy of an image
   corpus [--seed S] [--count N] IMAGE SCRATCH
                                          attach that many damaged copies
@@ -179,6 +184,8 @@ fn run(command: &str, words: Words) -> Outcome {
         "op-cancel" => device::op_cancel(words),
         "op-rate" => device::op_rate(words),
         "sync" => device::sync(words),
+        "track-copy" => track::copy(words),
+        "checkpoint" => track::checkpoint(words),
         "mutate" => mutate::mutate(words),
         "corpus" => mutate::corpus(words),
         "help" => {

@@ -17,3 +17,4 @@ pub mod replay;
 pub mod rng;
 pub mod seq;
 pub mod sim;
+pub mod track;
