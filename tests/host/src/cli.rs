@@ -5,7 +5,7 @@
 
 use crate::rng::Rng;
 use crate::sim::{self, offline};
-use crate::{device, fuzz, ioctls, load, model, mutate, replay, seq};
+use crate::{device, fuzz, ioctls, load, model, mutate, replay, seq, track};
 use std::process::ExitCode;
 
 const HELP: &str = "\
