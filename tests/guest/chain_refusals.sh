@@ -75,8 +75,10 @@ note 'and what fits is taken'
 detach "$(attach base top)"
 detach "$(attach -f raw raw top)"
 detach "$(attach base large)"
-# Marked below: as it is.
-device=$(attach marked top)
+# Marked below: as it is, if nothing is to be written, else mended.
+device=$(attach -r marked top)
 detach "$device"
 expect_same "$(sha256sum marked)" "$(grep ' marked$' <<<"$sum")" 'the marked image'
+detach "$(attach marked top)"
+ploopctl check marked >&2
 cd /

@@ -7,6 +7,8 @@
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4
+# Nothing else writes there.
+mount -o remount,noinit_itable "$SCRATCH"
 image=$SCRATCH/disk.img
 ploopctl create -s 1G "$image" >/dev/null
 device=$(attach "$image")
