@@ -319,16 +319,7 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
             let minor = device.lowest_idle()? << abi::MINOR_SHIFT;
             decode::put(call.arg, &abi::GetDevice { minor, mbz: 0 })?;
         }
-        abi::TRACK_INIT
-        | abi::TRACK_STOP
-        | abi::TRACK_ABORT
-        | abi::TRACK_SETPOS
-        | abi::TRACK_READ => track_ioctl(device, call)?,
-        abi::CHECKPOINT_START
-        | abi::CHECKPOINT_DROP
-        | abi::CHECKPOINT_LIST
-        | abi::CHECKPOINT_READ => checkpoint_ioctl(device, call)?,
-        _ => return Err(ENOTTY),
+        _ => track_ioctl(device, call)?,
     }
     Ok(0)
 }
@@ -349,10 +340,11 @@ fn track_ioctl(device: &Device, call: Call) -> Result {
             decode::put(call.arg, &extent).inspect_err(|_| drop_tracker(device))
         }
         abi::TRACK_STOP => device.noted().stop_tracker(),
-        _ => {
+        abi::TRACK_ABORT => {
             drop_tracker(device);
             Ok(())
         }
+        _ => checkpoint_ioctl(device, call),
     }
 }
 
@@ -371,7 +363,7 @@ fn checkpoint_ioctl(device: &Device, call: Call) -> Result {
             let point = device.checkpoint(decode::checkpoint(call.arg)?.index)?;
             decode::put(call.arg, &point)
         }
-        _ => {
+        abi::CHECKPOINT_READ => {
             let (head, mut to) = decode::checkpoint_read(call.arg)?;
             let head = device.read_checkpoint(head, |extent| {
                 decode::put(to, &extent)?;
@@ -380,6 +372,7 @@ fn checkpoint_ioctl(device: &Device, call: Call) -> Result {
             })?;
             decode::put(call.arg, &head)
         }
+        _ => Err(ENOTTY),
     }
 }
 

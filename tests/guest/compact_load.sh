@@ -3,7 +3,7 @@
 # Compaction while the disk is in use: after much of a full disk was discarded, in
 # random places, the file shrinks to little more than the data. The load compares all
 # it reads meanwhile. Cancelled, it loses nothing; without room to gain it does nothing.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # For a minute several images are attached, written, opened, closed and detached
 # at once, while others look on; at the end all are sound and nothing is left.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4

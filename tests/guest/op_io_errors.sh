@@ -4,7 +4,7 @@
 # or of the destination, an index, a header. It ends with an error, the disk can still
 # be read, nothing that was flushed is lost after attaching again, and when the spot
 # has healed the operation can be run to its end.
-# timeout: 240
+# timeout: 400
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}

@@ -4,7 +4,7 @@
 # at a snapshot: the operation ends with ENOSPC, also while writes are parked; what it
 # did is undone or kept, the device goes on, the parked writes end well when there is
 # space again, and the operation can then be run to its end.
-# timeout: 300
+# timeout: 450
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}

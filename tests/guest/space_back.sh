@@ -3,7 +3,7 @@
 # Space comes back to the file system below: after files are deleted and trimmed the
 # image takes no more than the data, also over a lower delta, where what was
 # discarded reads as zeros, now and later. Free slots are used again.
-# timeout: 300
+# timeout: 450
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4

@@ -3,7 +3,7 @@
 # The write tracker: the top's image is copied while it is written, and when the writing
 # has ended and nothing is left to copy, the copy holds what the disk holds. What must not
 # happen meanwhile is refused; who goes away leaves nothing behind.
-# timeout: 300
+# timeout: 450
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4

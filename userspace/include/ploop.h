@@ -159,6 +159,61 @@ struct ploop_op_status {
 	__u64 freed;		/* bytes by which the image file became shorter */
 };
 
+/* ploop_balloon_ctl.mntn_type: the write tracker runs. */
+#define PLOOP_OP_TRACK		3
+
+/* What TRACK_INIT and TRACK_READ return: bytes of the top's image file. */
+struct ploop_track_extent {
+	__u64 start;
+	__u64 end;		/* one past the last byte */
+};
+
+/* ploop_checkpoint.flags: it starts with the next snapshot. */
+#define PLOOP_CHECKPOINT_AT_SNAPSHOT	1
+
+/* ploop_checkpoint.state */
+#define PLOOP_CHECKPOINT_ARMED		0
+#define PLOOP_CHECKPOINT_RECORDING	1
+
+#define PLOOP_CHECKPOINTS_MAX	16
+
+/* ploop_checkpoint.granularity, in bytes. */
+#define PLOOP_GRANULARITY	0x10000
+#define PLOOP_GRANULARITY_MIN	0x1000
+#define PLOOP_GRANULARITY_MAX	0x4000000
+
+/* Argument of CHECKPOINT_START, CHECKPOINT_DROP and CHECKPOINT_LIST. */
+struct ploop_checkpoint {
+	__u32 size;		/* of this structure: 64 */
+	__u32 flags;		/* START: PLOOP_CHECKPOINT_AT_SNAPSHOT or 0 */
+	__u8 id[16];		/* START, DROP: a UUID; LIST: out */
+	__u32 granularity;	/* START: a power of two, 0: PLOOP_GRANULARITY; LIST: out */
+	__u32 state;		/* LIST: out: PLOOP_CHECKPOINT_* */
+	__u32 index;		/* LIST: which, from 0 */
+	__u32 mbz;		/* 0 */
+	__u64 dirty;		/* LIST: out: bytes written to since */
+	__u64 disk;		/* LIST: out: bytes of the disk */
+	__u64 reserved;		/* 0 */
+};
+
+/* Head of CHECKPOINT_READ's argument; room for nr ploop_extent follows. */
+struct ploop_checkpoint_read {
+	__u32 size;		/* of this structure: 64 */
+	__u32 flags;		/* 0 */
+	__u8 id[16];
+	__u64 start;		/* first byte asked about; out: where the answer ends */
+	__u64 len;		/* bytes; out: those not answered for */
+	__u32 nr;		/* room; out: how many extents there are */
+	__u32 mbz;		/* 0 */
+	__u64 reserved[2];	/* 0 */
+};
+
+/* A part of the disk, in bytes. */
+struct ploop_extent {
+	__u64 start;
+	__u64 len;
+};
+
 #define PLOOP_IO_NUMBER(dir, nr, size)	_IOC(dir, 'P', nr, size)
 
 #define PLOOP_IOC_ADD_DELTA		_IOW('P', 0, struct ploop_ctl)
@@ -167,11 +222,11 @@ struct ploop_op_status {
 #define PLOOP_IOC_START			_IO('P', 3)
 #define PLOOP_IOC_SNAPSHOT		_IOW('P', 4, struct ploop_ctl)
 #define PLOOP_IOC_DEL_DELTA		_IOW('P', 5, __u32)
-#define PLOOP_IOC_TRACK_INIT		PLOOP_IO_NUMBER(_IOC_READ, 6, 16)
+#define PLOOP_IOC_TRACK_INIT		_IOR('P', 6, struct ploop_track_extent)
 #define PLOOP_IOC_TRACK_STOP		_IO('P', 7)
 #define PLOOP_IOC_TRACK_ABORT		_IO('P', 8)
 #define PLOOP_IOC_TRACK_SETPOS		_IOW('P', 9, __u64)
-#define PLOOP_IOC_TRACK_READ		PLOOP_IO_NUMBER(_IOC_READ, 10, 16)
+#define PLOOP_IOC_TRACK_READ		_IOR('P', 10, struct ploop_track_extent)
 #define PLOOP_IOC_SYNC			_IO('P', 11)
 #define PLOOP_IOC_MERGE			_IO('P', 12)
 #define PLOOP_IOC_REPLACE_DELTA		_IOW('P', 13, struct ploop_ctl)
@@ -206,5 +261,11 @@ struct ploop_op_status {
 #define PLOOP_IOC_OP_WAIT		_IOWR('P', 0x84, struct ploop_op_status)
 #define PLOOP_IOC_OP_CANCEL		_IO('P', 0x85)
 #define PLOOP_IOC_OP_RATE		_IOW('P', 0x86, __u64)
+
+/* Checkpoints; on the disk. */
+#define PLOOP_IOC_CHECKPOINT_START	_IOW('P', 0x87, struct ploop_checkpoint)
+#define PLOOP_IOC_CHECKPOINT_DROP	_IOW('P', 0x88, struct ploop_checkpoint)
+#define PLOOP_IOC_CHECKPOINT_LIST	_IOWR('P', 0x89, struct ploop_checkpoint)
+#define PLOOP_IOC_CHECKPOINT_READ	_IOWR('P', 0x8A, struct ploop_checkpoint_read)
 
 #endif

@@ -120,7 +120,7 @@ pub const OP_RATE: u32 = ioc(WRITE, NR_OWN + 6, 8);
 
 /// Starts a checkpoint: from now on, or from the next snapshot on, it tells what is written to the
 /// disk: [`Checkpoint`].
-pub const CHECKPOINT_START: u32 = ioc(READ | WRITE, NR_OWN + 7, 64);
+pub const CHECKPOINT_START: u32 = ioc(WRITE, NR_OWN + 7, 64);
 /// Drops a checkpoint: [`Checkpoint`], of which only `id` is looked at.
 pub const CHECKPOINT_DROP: u32 = ioc(WRITE, NR_OWN + 8, 64);
 /// Tells of the checkpoint `index`, counted from 0: [`Checkpoint`].

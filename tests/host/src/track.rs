@@ -202,8 +202,7 @@ fn read(path: &str, id: [u8; 16]) -> Outcome {
         let (head, rest) = abi::CheckpointRead::read_from_prefix(&out).map_err(|_| trouble(()))?;
         let mut rest = rest;
         for _ in 0..head.nr {
-            let (extent, more) =
-                abi::Extent::read_from_prefix(rest).map_err(|_| trouble(()))?;
+            let (extent, more) = abi::Extent::read_from_prefix(rest).map_err(|_| trouble(()))?;
             println!("{} {}", extent.start, extent.len);
             rest = more;
         }

@@ -395,6 +395,10 @@ fn c_name(structure: &str) -> &'static str {
         "DumpBat" => "ploop_dump_bat_ctl",
         "OpStart" => "ploop_op_start",
         "OpStatus" => "ploop_op_status",
+        "TrackExtent" => "ploop_track_extent",
+        "Checkpoint" => "ploop_checkpoint",
+        "CheckpointRead" => "ploop_checkpoint_read",
+        "Extent" => "ploop_extent",
         other => panic!("{other} has no name in C"),
     }
 }

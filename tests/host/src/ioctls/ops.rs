@@ -9,7 +9,7 @@ use ploop_pure::abi;
 use zerocopy::IntoBytes;
 
 /// Calls with a structure.
-const WITH_ARGUMENT: [(&str, u32); 12] = [
+const WITH_ARGUMENT: [(&str, u32); 17] = [
     ("SNAPSHOT", abi::SNAPSHOT),
     ("REPLACE_DELTA", abi::REPLACE_DELTA),
     ("TRUNCATE", abi::TRUNCATE),
@@ -22,6 +22,11 @@ const WITH_ARGUMENT: [(&str, u32); 12] = [
     ("OP_STATUS", abi::OP_STATUS),
     ("OP_WAIT", abi::OP_WAIT),
     ("OP_RATE", abi::OP_RATE),
+    ("TRACK_INIT", abi::TRACK_INIT),
+    ("CHECKPOINT_START", abi::CHECKPOINT_START),
+    ("CHECKPOINT_DROP", abi::CHECKPOINT_DROP),
+    ("CHECKPOINT_LIST", abi::CHECKPOINT_LIST),
+    ("CHECKPOINT_READ", abi::CHECKPOINT_READ),
 ];
 
 /// Of a device without deltas.
@@ -79,6 +84,64 @@ pub(super) fn without_deltas(t: &mut Table, d: &mut Device, delta: &abi::AddDelt
     );
 }
 
+/// The write tracker, which does not run, and checkpoints, of which there are none.
+fn tracking(bad: &mut impl FnMut(&str, i32, u32, Arg<'_>)) {
+    let extent = Arg::Bytes(&[0; 16]);
+    bad("TRACK_READ", EINVAL, abi::TRACK_READ, extent);
+    bad(
+        "TRACK_SETPOS",
+        EINVAL,
+        abi::TRACK_SETPOS,
+        Arg::Bytes(&[0; 8]),
+    );
+    let good = abi::Checkpoint::new([1; 16]);
+    let points: [super::Bad<abi::Checkpoint>; 13] = [
+        ("size", |a| a.size = 60),
+        ("flags", |a| a.flags = 2),
+        ("id 0", |a| a.id = [0; 16]),
+        ("granularity 1", |a| a.granularity = 1),
+        ("granularity 2048", |a| a.granularity = 2048),
+        ("granularity 65537", |a| a.granularity = 65537),
+        ("granularity 128 MiB", |a| a.granularity = 128 << 20),
+        ("state", |a| a.state = 1),
+        ("index", |a| a.index = 1),
+        ("mbz", |a| a.mbz = 1),
+        ("dirty", |a| a.dirty = 1),
+        ("disk", |a| a.disk = 1),
+        ("reserved", |a| a.reserved = 1),
+    ];
+    for (what, change) in points {
+        let mut arg = good;
+        change(&mut arg);
+        let what = format!("CHECKPOINT_START {what}");
+        bad(
+            &what,
+            EINVAL,
+            abi::CHECKPOINT_START,
+            Arg::Bytes(arg.as_bytes()),
+        );
+    }
+    let none = Arg::Bytes(good.as_bytes());
+    bad("CHECKPOINT_DROP", ENOENT, abi::CHECKPOINT_DROP, none);
+    let none = Arg::Bytes(good.as_bytes());
+    bad("CHECKPOINT_LIST", ENOENT, abi::CHECKPOINT_LIST, none);
+    let mut head = abi::CheckpointRead {
+        size: 64,
+        flags: 0,
+        id: [1; 16],
+        start: u64::MAX,
+        len: u64::MAX,
+        nr: u32::MAX,
+        mbz: 0,
+        reserved: [0; 2],
+    };
+    let none = Arg::Bytes(head.as_bytes());
+    bad("CHECKPOINT_READ", ENOENT, abi::CHECKPOINT_READ, none);
+    head.size = 0;
+    let size = Arg::Bytes(head.as_bytes());
+    bad("CHECKPOINT_READ size", EINVAL, abi::CHECKPOINT_READ, size);
+}
+
 /// Of a running device with one ploop1 delta.
 pub(super) fn running(t: &mut Table, d: &mut Device, delta: &abi::AddDelta) {
     let mut bad = |what: &str, want: i32, request, arg: Arg<'_>| {
@@ -130,6 +193,7 @@ pub(super) fn running(t: &mut Table, d: &mut Device, delta: &abi::AddDelta) {
             arg,
         );
     }
+    tracking(&mut bad);
     bad("MERGE of one delta", ENOENT, abi::MERGE, Arg::Null);
     for (name, request) in [("OP_STATUS", abi::OP_STATUS), ("OP_WAIT", abi::OP_WAIT)] {
         bad(

@@ -93,6 +93,26 @@ pub fn structures() -> Vec<(&'static str, usize, Fields)> {
             size_of::<abi::OpStatus>(),
             fields!(abi::OpStatus: size, flags, op, state, result, level, serial, done, total, rate, freed),
         ),
+        (
+            "TrackExtent",
+            size_of::<abi::TrackExtent>(),
+            fields!(abi::TrackExtent: start, end),
+        ),
+        (
+            "Checkpoint",
+            size_of::<abi::Checkpoint>(),
+            fields!(abi::Checkpoint: size, flags, id, granularity, state, index, mbz, dirty, disk, reserved),
+        ),
+        (
+            "CheckpointRead",
+            size_of::<abi::CheckpointRead>(),
+            fields!(abi::CheckpointRead: size, flags, id, start, len, nr, mbz, reserved),
+        ),
+        (
+            "Extent",
+            size_of::<abi::Extent>(),
+            fields!(abi::Extent: start, len),
+        ),
     ]
 }
 
@@ -143,6 +163,10 @@ pub fn calls() -> Vec<(&'static str, u32)> {
         OP_WAIT,
         OP_CANCEL,
         OP_RATE,
+        CHECKPOINT_START,
+        CHECKPOINT_DROP,
+        CHECKPOINT_LIST,
+        CHECKPOINT_READ,
     ];
     let source = text("rust/pure/src/abi.rs");
     let nr = source.matches(": u32 = ioc(").count();
@@ -177,5 +201,13 @@ pub fn constants() -> Vec<(&'static str, u64)> {
         ("OP_RUNNING", abi::OP_RUNNING.into()),
         ("ENTRY_UNKNOWN", abi::ENTRY_UNKNOWN.into()),
         ("LEVEL_TOP", abi::LEVEL_TOP.into()),
+        ("OP_TRACK", abi::OP_TRACK.into()),
+        ("CHECKPOINT_AT_SNAPSHOT", abi::CHECKPOINT_AT_SNAPSHOT.into()),
+        ("CHECKPOINT_ARMED", abi::CHECKPOINT_ARMED.into()),
+        ("CHECKPOINT_RECORDING", abi::CHECKPOINT_RECORDING.into()),
+        ("CHECKPOINTS_MAX", abi::CHECKPOINTS_MAX as u64),
+        ("GRANULARITY", abi::GRANULARITY.into()),
+        ("GRANULARITY_MIN", abi::GRANULARITY_MIN.into()),
+        ("GRANULARITY_MAX", abi::GRANULARITY_MAX.into()),
     ]
 }
