@@ -3,7 +3,7 @@
 # Checkpoints tell what was written to the disk since they started: all that differs, and
 # nothing that was not written; several at once, at different times, one that a snapshot
 # starts. They go on while the disk grows, deltas are merged and clusters discarded.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4
