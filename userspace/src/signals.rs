@@ -3,6 +3,7 @@
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// The signals by which a user ends a program.
 fn ending() -> SigSet {
@@ -32,6 +33,11 @@ impl Requests {
             arrived,
             is_end_asked: false,
         }
+    }
+
+    /// What becomes readable when one of them arrives.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.arrived.as_ref().map(AsFd::as_fd)
     }
 
     /// Whether one of them has arrived.
