@@ -6,6 +6,8 @@
 # timeout: 900
 . "$(dirname "$0")/lib.sh"
 
+need fio
+
 seed=${SEED:-$RANDOM}
 runs=${RUNS:-12}
 note "seed $seed, $runs runs"
@@ -67,7 +69,6 @@ for ((run = 1; run <= runs; run++)); do
 done
 
 note 'a file system, with a snapshot, under fio'
-need fio
 ploopctl create --descriptor -s 192M -b 64K "$SCRATCH/disk"
 device=$(attach "$SCRATCH/disk")
 mkfs.ext4 -q -F "$device"

@@ -2,7 +2,7 @@
 //! Copying a disk to another place, also while it is written to.
 //!
 //! ```text
-//! send -> live (tracker, freezing), source (images that are read), v1 -> wire
+//! send -> live (tracker, freezing), source (images that are read); stream, v1 (where it goes) -> wire
 //! receive -> target (files that become the copy), v1, v2 -> wire     answer: the way back
 //! line (connections that can be ended) below all
 //! ```
@@ -17,6 +17,7 @@ pub mod live;
 pub mod receive;
 pub mod send;
 pub mod source;
+pub mod stream;
 pub mod target;
 pub mod v1;
 pub mod v2;

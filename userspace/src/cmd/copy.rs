@@ -6,8 +6,9 @@ use crate::cli::{CopyCommand, CopyReceiveArgs, CopySendArgs, CopyThawArgs};
 use crate::copy::line::Line;
 use crate::copy::live::Kernel;
 use crate::copy::receive::{self, receive};
-use crate::copy::send::{self, Stream};
+use crate::copy::send;
 use crate::copy::source::{How, Source, SourceFile};
+use crate::copy::stream::Stream;
 use crate::copy::{v1, Silent, Sink, Watch};
 use crate::descriptor::guid::Guid;
 use crate::disk::{Live, Opened, Work};
@@ -28,10 +29,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{sleep, JoinHandle};
+use std::time::{Duration, Instant};
 
 mod shown;
+
+/// How long a command has to end after the copy has failed.
+const GRACE: Duration = Duration::from_secs(3);
+const NAP: Duration = Duration::from_millis(50);
 
 /// Runs the command.
 pub fn run(command: &CopyCommand) -> Result<()> {
@@ -352,6 +357,9 @@ impl Other {
                 (Ok(()), Err(_)) => Err(Error::new(Code::System, "the receiver ended")),
             },
             Self::Command(mut child) => {
+                if sent.is_err() {
+                    give_time(&mut child);
+                }
                 let status = child.wait();
                 sent?;
                 let status = status
@@ -363,6 +371,18 @@ impl Other {
                 Ok(())
             }
         }
+    }
+}
+
+/// Lets a command end that has lost its input; one that does not is ended.
+fn give_time(child: &mut Child) {
+    let end = Instant::now() + GRACE;
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() >= end {
+            let _ = child.kill();
+            return;
+        }
+        sleep(NAP);
     }
 }
 

@@ -99,7 +99,7 @@ impl<'a, R: Read> Receiver<'a, R> {
         let mut target = Target::begin(path, header.layout != Layout::File)?;
         let mut bytes: u64 = 0;
         for nr in 0..header.nr_files {
-            match reader.next()? {
+            match reader.read()? {
                 Record::File(file, info) if file == nr => {
                     if info.is_top != (nr + 1 == header.nr_files) {
                         return Err(wire::damaged("the top is not the last file"));
@@ -129,7 +129,7 @@ impl<'a, R: Read> Receiver<'a, R> {
 
     fn run(mut self, back: &mut Option<&mut dyn Write>) -> Result<()> {
         loop {
-            let len = match self.reader.next()? {
+            let len = match self.reader.read()? {
                 Record::File(..) => return Err(wire::damaged("there is a file too many")),
                 Record::Descriptor(bytes) => {
                     self.descriptor.extend(bytes);

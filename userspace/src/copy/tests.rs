@@ -4,8 +4,9 @@
 use super::answer::{Answer, Kind};
 use super::live::{not_quiet, Live};
 use super::receive::{self, receive};
-use super::send::{self, Options, Stream};
+use super::send::{self, Options};
 use super::source::{How, Source, SourceFile};
+use super::stream::Stream;
 use super::{v1, v2, Silent, Sink};
 use crate::error::{Code, Error, Result};
 use crate::image::create::{self, Space};
@@ -176,7 +177,8 @@ fn with_a_way_back_both_sides_know() {
         (sent, other.join().unwrap())
     };
     let (sent, received) = copy(dir.at("to"));
-    (sent.unwrap(), received.unwrap());
+    sent.unwrap();
+    received.unwrap();
     assert_eq!(fs::read(dir.at("to")).unwrap(), fs::read(&from).unwrap());
     let (sent, received) = copy(dir.at("to"));
     assert_eq!(received.unwrap_err().code(), Code::Create);

@@ -468,7 +468,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next record.
-    pub fn next(&mut self) -> Result<Record<'_>> {
+    pub fn read(&mut self) -> Result<Record<'_>> {
         let before = self.totals;
         let mut head = [0; HEAD_BYTES];
         self.from.read_exact(&mut head).map_err(read_failed)?;

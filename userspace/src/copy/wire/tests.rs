@@ -96,9 +96,9 @@ proptest! {
         let mut reader = Reader::begin(bytes.as_slice()).unwrap();
         prop_assert_eq!(reader.header(), &header(features));
         for record in records.iter().chain([&end]) {
-            prop_assert_eq!(&reader.next().unwrap(), record);
+            prop_assert_eq!(&reader.read().unwrap(), record);
         }
-        prop_assert!(reader.next().is_err());
+        prop_assert!(reader.read().is_err());
     }
 
     #[test]
@@ -107,7 +107,7 @@ proptest! {
         Writer::begin(&mut stream, &header(0)).unwrap();
         stream.extend(&bytes);
         let mut reader = Reader::begin(stream.as_slice()).unwrap();
-        prop_assert!(reader.next().is_err());
+        prop_assert!(reader.read().is_err());
         prop_assert!(Reader::begin(bytes.as_slice()).is_err());
     }
 }
