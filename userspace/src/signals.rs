@@ -59,6 +59,16 @@ impl Quiet {
     }
 }
 
+/// Starts a program, by `start`: it shall not inherit that they wait. One that has arrived ends us.
+pub fn for_child<T>(start: impl FnOnce() -> T) -> T {
+    let before = ending().thread_swap_mask(SigmaskHow::SIG_UNBLOCK);
+    let started = start();
+    if let Ok(before) = before {
+        let _ = before.thread_set_mask();
+    }
+    started
+}
+
 impl Drop for Quiet {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {

@@ -5,8 +5,12 @@
 mod common;
 use common::*;
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 fn shell(script: &str) -> Output {
     Command::new("/bin/bash")
@@ -143,10 +147,14 @@ fn what_fails_leaves_nothing() {
         "exists already",
     );
     fails(
-        &format!("(ulimit -f 100; $P copy send --to {t} {f})"),
+        &format!("(trap '' XFSZ; ulimit -f 100; $P copy send --to {t} {f})"),
         19,
         "File too large",
     );
+    // What is run can be ended as usual.
+    works(&format!(
+        "timeout 15 $P copy send --through 'kill -TERM $$; sleep 20' {f} 2>/dev/null; test $? = 13"
+    ));
     put_u32(&from, MARK, IN_USE);
     fails(
         &format!("$P copy send {f} >/dev/null"),
@@ -154,4 +162,74 @@ fn what_fails_leaves_nothing() {
         "not closed cleanly",
     );
     assert_eq!(scratch.names(), ["from"]);
+}
+
+/// A sender and a receiver with a socket between them.
+fn over_a_socket(send: &[&str], receive: &[&str]) -> (Child, Child) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let fd = |stream: UnixStream| OwnedFd::from(stream);
+    let start = |args: &[&str], stdin: Stdio, stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ploopctl"));
+        let command = command.arg("copy").args(args).stdin(stdin).stdout(stdout);
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let sender = start(send, Stdio::null(), fd(ours).into());
+    let receiver = start(receive, fd(theirs).into(), Stdio::null());
+    (sender, receiver)
+}
+
+#[track_caller]
+fn ends(child: Child, status: i32, words: &str) {
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    assert!(said.contains(words), "{said}");
+}
+
+#[test]
+fn a_socket_is_a_way_back() {
+    let scratch = Scratch::new("copy-socket");
+    let from = small(&scratch, "from");
+    let to = scratch.path("to");
+    let (f, t) = (text(&from), text(&to));
+    let (sender, receiver) = over_a_socket(&["send", f], &["receive", t]);
+    ends(sender, 0, "complete");
+    ends(receiver, 0, "complete");
+    assert!(fs::read(&to).unwrap() == fs::read(&from).unwrap());
+    let (sender, receiver) = over_a_socket(&["send", f], &["receive", t]);
+    ends(sender, 13, "exists already");
+    ends(receiver, 1, "exists already");
+}
+
+/// A signal ends either side, soon, and nothing is left.
+#[test]
+fn a_signal_ends_both_sides() {
+    let scratch = Scratch::new("copy-signal");
+    let from = small(&scratch, "from");
+    let to = scratch.path("to");
+    let partial = scratch.path("to.partial");
+    let (f, t) = (text(&from), text(&to));
+    for signal in ["INT", "TERM", "KILL"] {
+        for is_sender in [true, false] {
+            let send = ["send", "--bwlimit", "20K", f];
+            let (sender, receiver) = over_a_socket(&send, &["receive", t]);
+            let begun = Instant::now();
+            while !partial.exists() && begun.elapsed() < Duration::from_secs(10) {
+                sleep(Duration::from_millis(10));
+            }
+            let victim = if is_sender { &sender } else { &receiver };
+            works(&format!("kill -{signal} {}", victim.id()));
+            let (victim, other, words) = match is_sender {
+                true => (sender, receiver, "e"),
+                false => (receiver, sender, "the receiver"),
+            };
+            let output = victim.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), (signal != "KILL").then_some(29));
+            ends(other, 13, words);
+            assert!(begun.elapsed() < Duration::from_secs(15));
+            assert!(!to.exists());
+            let is_left = partial.exists();
+            assert_eq!(is_left, signal == "KILL" && !is_sender);
+        }
+    }
 }

@@ -16,7 +16,7 @@ use crate::error::{Code, Error, Result};
 use crate::image::{Access, Image};
 use crate::locks::{ImageLock, Use};
 use crate::operate;
-use crate::signals::Requests;
+use crate::signals::{for_child, Requests};
 use crate::sysfs::{Device, Sysfs};
 use nix::errno::Errno;
 use shown::Shown;
@@ -309,11 +309,9 @@ impl Peer {
         }
         if let Some(command) = &args.through {
             let (ours, theirs) = (Stdio::piped(), Stdio::piped());
-            let child = Command::new("/bin/sh")
-                .args(["-c", command])
-                .stdin(ours)
-                .stdout(theirs)
-                .spawn();
+            let mut shell = Command::new("/bin/sh");
+            let shell = shell.args(["-c", command]).stdin(ours).stdout(theirs);
+            let child = for_child(|| shell.spawn());
             let mut child = child.map_err(|e| Error::io(Code::System, "cannot run /bin/sh", e))?;
             let (Some(to), Some(back)) = (child.stdin.take(), child.stdout.take()) else {
                 return Err(Error::new(Code::System, "the command has no pipes"));

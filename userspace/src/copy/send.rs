@@ -11,6 +11,7 @@ use super::source::{runs, Buffer, Piece, Source};
 use super::wire::{Format, Part, PIECE_MAX};
 use super::{Event, Sink, Watch};
 use crate::error::{Code, Error, Result};
+use crate::signals::for_child;
 use ploop_pure::abi::TrackExtent;
 use ploop_pure::units::SECTOR_BYTES;
 use std::io;
@@ -23,6 +24,8 @@ use std::time::{Duration, Instant};
 const SMALL: u64 = 1 << 20;
 /// Passes while the disk stands still: one would do but for writes that were on their way.
 const PASSES_MAX: u32 = 8;
+/// Least that is read at once.
+const STEP_MIN: u64 = 4096;
 /// Between two reports.
 const REPORT: Duration = Duration::from_millis(500);
 const NAP: Duration = Duration::from_millis(100);
@@ -297,9 +300,8 @@ impl<'a> Copy<'a> {
     fn range(&mut self, file: u32, range: Range<u64>, over: Over) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let end = range
-                .end
-                .min((at / PIECE_MAX as u64 + 1) * PIECE_MAX as u64);
+            let step = self.step();
+            let end = range.end.min((at / step + 1) * step);
             self.piece(file, at..end, over)?;
             self.done += end - at;
             at = end;
@@ -307,6 +309,15 @@ impl<'a> Copy<'a> {
             self.pace()?;
         }
         Ok(())
+    }
+
+    /// How much is sent at once: under a limit less, so that a connection that is lost is noticed.
+    fn step(&self) -> u64 {
+        let most = PIECE_MAX as u64;
+        match self.options.rate {
+            0 => most,
+            rate => (rate / 4).clamp(STEP_MIN, most).next_power_of_two(),
+        }
     }
 
     fn piece(&mut self, file: u32, range: Range<u64>, over: Over) -> Result<()> {
@@ -416,11 +427,12 @@ fn nothing() -> Error {
 
 /// Runs the stop command. Its output must not get into the stream.
 fn stop(command: &str) -> Result<()> {
-    let run = Command::new("/bin/sh")
+    let mut shell = Command::new("/bin/sh");
+    let shell = shell
         .args(["-c", command])
         .stdin(Stdio::null())
-        .stdout(io::stderr())
-        .status();
+        .stdout(io::stderr());
+    let run = for_child(|| shell.spawn()).and_then(|mut child| child.wait());
     let status = run.map_err(|e| Error::io(Code::System, "cannot run /bin/sh", e))?;
     if !status.success() {
         let what = format!("the stop command failed: {status}");
