@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line and its help, nothing else.
 
+mod copy;
 mod device;
 mod disk;
 
+pub use copy::*;
 pub use device::*;
 pub use disk::*;
 
@@ -62,6 +64,7 @@ Examples:
   ploopctl resize -s 20G disk.img        give it a larger disk
   ploopctl compact disk.img              cut what the file does not use
   ploopctl convert -f raw disk.img d.raw make a raw image of it
+  ploopctl copy send --to /mnt/d d       copy a disk, also while it is in use
 
 Exit codes:
    0  success
@@ -111,6 +114,9 @@ pub enum Command {
     Compact(CompactArgs),
     /// Make an image of another format
     Convert(ConvertArgs),
+    /// Copy a disk to another machine or place, also while it is in use
+    #[command(subcommand)]
+    Copy(CopyCommand),
     /// Give back what file systems on an attached disk do not use
     Trim(TrimArgs),
     /// Look at what a device does for long, wait for it, end it, slow it down

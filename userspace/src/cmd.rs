@@ -7,6 +7,7 @@ mod check;
 mod compact;
 mod control;
 mod convert;
+mod copy;
 mod create;
 mod descriptor;
 mod detach;
@@ -51,6 +52,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Resize(args) => resize::run(&args),
         Command::Compact(args) => compact::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Copy(command) => copy::run(&command),
         Command::Trim(args) => trim::run(&args),
         Command::Op(command) => op::run(&command),
     }

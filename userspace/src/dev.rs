@@ -4,7 +4,7 @@
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use ploop_pure::abi::{self, AddDelta, Chunk, Ctl, DeviceArg, OpStart, OpStatus};
+use ploop_pure::abi::{self, AddDelta, Chunk, Ctl, DeviceArg, OpStart, OpStatus, TrackExtent};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::size_of;
@@ -74,6 +74,49 @@ mod raw {
         op_rate,
         abi::OP_RATE as Num,
         u64
+    );
+    nix::ioctl_read_bad!(
+        /// TRACK_INIT.
+        track_init,
+        abi::TRACK_INIT as Num,
+        abi::TrackExtent
+    );
+    nix::ioctl_write_ptr_bad!(
+        /// TRACK_SETPOS.
+        track_setpos,
+        abi::TRACK_SETPOS as Num,
+        u64
+    );
+    nix::ioctl_read_bad!(
+        /// TRACK_READ.
+        track_read,
+        abi::TRACK_READ as Num,
+        abi::TrackExtent
+    );
+    nix::ioctl_none_bad!(
+        /// TRACK_STOP.
+        track_stop,
+        abi::TRACK_STOP as Num
+    );
+    nix::ioctl_none_bad!(
+        /// TRACK_ABORT.
+        track_abort,
+        abi::TRACK_ABORT as Num
+    );
+    nix::ioctl_none_bad!(
+        /// SYNC.
+        sync,
+        abi::SYNC as Num
+    );
+    nix::ioctl_none_bad!(
+        /// FREEZE.
+        freeze,
+        abi::FREEZE as Num
+    );
+    nix::ioctl_none_bad!(
+        /// THAW.
+        thaw,
+        abi::THAW as Num
     );
     nix::ioctl_readwrite!(
         /// FITRIM of linux/fs.h.
@@ -241,6 +284,67 @@ impl Device {
         // SAFETY: the descriptor is open and `rate` is the number that OP_RATE reads, alive for the
         // call.
         unsafe { raw::op_rate(self.0.as_raw_fd(), &rate) }?;
+        Ok(())
+    }
+
+    /// Starts the write tracker; what there is to read of the image file of the top.
+    pub fn track_init(&self) -> Result<TrackExtent, Errno> {
+        let mut arg = TrackExtent::new_zeroed();
+        // SAFETY: the descriptor is open and `arg` is the structure of TRACK_INIT, exclusively ours
+        // and alive for the call.
+        unsafe { raw::track_init(self.0.as_raw_fd(), &mut arg) }?;
+        Ok(arg)
+    }
+
+    /// Announces that the image file is read up to byte `end`.
+    pub fn track_setpos(&self, end: u64) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open and `end` is the number that TRACK_SETPOS reads, alive for
+        // the call.
+        unsafe { raw::track_setpos(self.0.as_raw_fd(), &end) }?;
+        Ok(())
+    }
+
+    /// Takes the next range that was written to; EAGAIN if there is none.
+    pub fn track_read(&self) -> Result<TrackExtent, Errno> {
+        let mut arg = TrackExtent::new_zeroed();
+        // SAFETY: the descriptor is open and `arg` is the structure of TRACK_READ, exclusively ours
+        // and alive for the call.
+        unsafe { raw::track_read(self.0.as_raw_fd(), &mut arg) }?;
+        Ok(arg)
+    }
+
+    /// Stops the write tracker; EBUSY if there is something left to read.
+    pub fn track_stop(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::track_stop(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Drops the write tracker.
+    pub fn track_abort(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::track_abort(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Makes data and index durable.
+    pub fn sync(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::sync(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Freezes the file systems on the disk and its partitions.
+    pub fn freeze(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::freeze(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Thaws them.
+    pub fn thaw(&self) -> Result<(), Errno> {
+        // SAFETY: the descriptor is open; the call has no argument.
+        unsafe { raw::thaw(self.0.as_raw_fd()) }?;
         Ok(())
     }
 

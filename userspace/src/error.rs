@@ -28,6 +28,10 @@ pub enum Code {
     NotAnImage = 11,
     /// Another system call failed.
     System = 12,
+    /// A stream between two machines is damaged, cut or foreign, or the other side gave up.
+    Protocol = 13,
+    /// A device does not get quiet.
+    Loops = 14,
     /// The length or kind of a file cannot be found out.
     Stat = 15,
     /// Data cannot be made durable.
@@ -68,7 +72,7 @@ pub enum Code {
 
 impl Code {
     /// All codes with their meaning, as `--help` shows them.
-    pub const ALL: [(Self, &'static str); 28] = [
+    pub const ALL: [(Self, &'static str); 30] = [
         (Self::Create, "image cannot be created, or exists already"),
         (
             Self::DeviceOpen,
@@ -82,6 +86,11 @@ impl Code {
         (Self::Sysfs, "sysfs cannot be read"),
         (Self::NotAnImage, "not a valid image, or beyond repair"),
         (Self::System, "another system call failed"),
+        (
+            Self::Protocol,
+            "stream is damaged, cut or foreign, or the other side gave up",
+        ),
+        (Self::Loops, "device is still written to"),
         (Self::Stat, "length or kind of a file cannot be found out"),
         (Self::Fsync, "fsync failed"),
         (

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cli -> cmd -> disk (a disk with a descriptor) -> descriptor (the file that describes it)
+//!        copy (to another place) -> descriptor, disk::freeze
 //!               operate (long operations of the kernel)
 //!               offline (merge, grow, compact, convert image files), progress
 //!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
@@ -16,6 +17,7 @@
 
 pub mod cli;
 pub mod cmd;
+pub mod copy;
 pub mod descriptor;
 #[allow(unsafe_code)]
 pub mod dev;

@@ -3,6 +3,7 @@
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// The signals by which a user ends a program.
 fn ending() -> SigSet {
@@ -34,6 +35,11 @@ impl Requests {
         }
     }
 
+    /// What becomes readable when one of them arrives.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.arrived.as_ref().map(AsFd::as_fd)
+    }
+
     /// Whether one of them has arrived.
     pub fn is_end_asked(&mut self) -> bool {
         while let Some(Ok(Some(_))) = self.arrived.as_mut().map(|a| a.read_signal()) {
@@ -51,6 +57,16 @@ impl Quiet {
     pub fn begin() -> Self {
         Self(ending().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
     }
+}
+
+/// Starts a program, by `start`: it shall not inherit that they wait. One that has arrived ends us.
+pub fn for_child<T>(start: impl FnOnce() -> T) -> T {
+    let before = ending().thread_swap_mask(SigmaskHow::SIG_UNBLOCK);
+    let started = start();
+    if let Ok(before) = before {
+        let _ = before.thread_set_mask();
+    }
+    started
 }
 
 impl Drop for Quiet {

@@ -30,6 +30,11 @@ impl Guid {
         Ok(Self(bytes))
     }
 
+    /// As 16 bytes.
+    pub const fn bytes(self) -> [u8; 16] {
+        self.0
+    }
+
     /// From 16 bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)

@@ -20,14 +20,27 @@ impl Frozen {
     /// Freezes the mounted file systems on what is stacked on device `index`. One that cannot be
     /// frozen ends it, and all are thawed.
     pub fn stacked_on(sysfs: &Sysfs, index: u32) -> Result<Self> {
-        let devices = sysfs.stacked(index);
+        Self::on(&sysfs.stacked(index))
+    }
+
+    /// The same for the disk itself and its partitions, where the module does not do it.
+    pub fn mounted_on(sysfs: &Sysfs, index: u32) -> Result<Self> {
+        Self::on(&sysfs.parts(index))
+    }
+
+    /// Leaves them frozen.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+
+    fn on(devices: &[(String, String)]) -> Result<Self> {
         if devices.is_empty() {
             return Ok(Self::default());
         }
         let info = fs::read_to_string("/proc/self/mountinfo")
             .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
         let mut frozen = Self::default();
-        for at in mount_points(&info, &devices) {
+        for at in mount_points(&info, devices) {
             let file = File::open(&at)
                 .map_err(|e| Error::io(Code::Open, format!("cannot open {}", at.display()), e))?;
             match dev::freeze(&file) {

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# Copies that fail: the receiver or the sender is killed at any moment, the target is full, exists,
+# or speaks nonsense, the stop command fails, the disk does not get quiet. Each time there is an
+# error on both sides, nothing has the final name, and the disk goes on, neither frozen nor tracked.
+# timeout: 900
+. "$(dirname "$0")/lib.sh"
+
+seed=${SEED:-$RANDOM}
+note "seed $seed"
+RANDOM=$seed
+scratch_fs xfs
+mkdir -p "$TEST_DIR/small" "$TEST_DIR/fs"
+mount -t tmpfs -o size=8M tmpfs "$TEST_DIR/small"
+
+ploopctl create --descriptor -s 128M -b 64K "$SCRATCH/disk"
+device=$(attach "$SCRATCH/disk")
+mkfs.ext4 -q -F "$device"
+mount "$device" "$TEST_DIR/fs"
+head -c 48M /dev/urandom >"$TEST_DIR/fs/data"
+sync
+# Something to send in each round.
+(n=0; while [[ ! -e $TEST_DIR/stop ]]; do
+    n=$((n + 1))
+    dd if=/dev/urandom of="$TEST_DIR/fs/churn$((n % 5))" bs=64k count=4 conv=fsync status=none
+done) &
+churn=$!
+
+state() { cat "/sys/block/${device##*/}/pstate/$1"; }
+
+# sound WHAT: the disk goes on after a copy that failed, and there is no copy.
+sound() {
+    expect_same "$(state freeze_state)" 0 "$1: frozen"
+    timeout 20 dd if=/dev/urandom of="$TEST_DIR/fs/after" bs=64k count=1 conv=fsync status=none || die "$1: no write after it"
+    [[ ! -e $SCRATCH/copy ]] || die "$1: there is a copy"
+    # Not tracked: a snapshot is possible, and is merged away again.
+    local uuid
+    uuid=$(timeout 60 ploopctl snapshot create "$SCRATCH/disk") || die "$1: no snapshot after it"
+    timeout 120 ploopctl snapshot delete --uuid "$uuid" "$SCRATCH/disk" || die "$1: the snapshot stays"
+}
+
+# fails WHAT STATUS WORDS ARGUMENTS...: a copy that must fail so.
+fails() {
+    local what=$1 status=$2 words=$3 got=0
+    shift 3
+    timeout 120 ploopctl copy send "$@" "$device" >/dev/null 2>"$TEST_DIR/said" || got=$?
+    expect_same "$got" "$status" "$what: $(tail -n 3 "$TEST_DIR/said")"
+    grep -qE -- "$words" "$TEST_DIR/said" || die "$what says: $(<"$TEST_DIR/said")"
+    sound "$what"
+}
+
+note 'targets'
+fails full 7 'no space|No space' --to "$TEST_DIR/small/copy"
+expect_same "$(find "$TEST_DIR/small" -mindepth 1)" '' 'what is left'
+mkdir "$SCRATCH/there"
+fails exists 1 'exists already' --to "$SCRATCH/there"
+fails 'no directory' 1 'does not exist' --to "$SCRATCH/none/copy"
+fails nonsense 13 'no answer|went away' --through 'head -c 64 /dev/zero; cat >/dev/null'
+fails 'ends at once' 13 'went away' --through true
+fails silent 13 silent --timeout 2 --through 'sleep 30'
+fails 'stop command' 12 'stop command' --stop-command false --to "$SCRATCH/copy"
+
+note 'the receiver is killed'
+for when in 0.1 0.5 1.1 2 3 4.2 4.6 $((RANDOM % 6)).$((RANDOM % 10)); do
+    got=0
+    timeout 120 ploopctl copy send --bwlimit 12M --rounds 50 "$device" 2>"$TEST_DIR/said" \
+        --through "timeout -s KILL $when ploopctl copy receive '$SCRATCH/copy'" || got=$?
+    if [[ ! -e $SCRATCH/copy ]]; then
+        expect_same "$got" 13 "killed after $when s"
+        grep -q 'went away' "$TEST_DIR/said" || die "killed after $when s: $(<"$TEST_DIR/said")"
+    fi
+    rm -rf "$SCRATCH/copy" "$SCRATCH/copy.partial"
+    sound "receiver after $when s"
+done
+# What it left does not hinder the next one.
+mkdir "$SCRATCH/copy.partial"
+fails 'killed before the freeze' 13 'went away' --rounds 2 --stop-command "kill -KILL \$(cat '$TEST_DIR/pid')" \
+    --through "echo \$\$ >'$TEST_DIR/pid'; exec ploopctl copy receive '$SCRATCH/copy'"
+rm -rf "$SCRATCH/copy.partial"
+
+note 'the sender is killed'
+for signal in INT TERM KILL; do
+    for when in 0.2 0.7 1.3 2.1 $((RANDOM % 3)).$((RANDOM % 10)); do
+        got=0
+        timeout -s "$signal" "$when" ploopctl copy send --bwlimit 24M --rounds 50 "$device" 2>/dev/null |
+            ploopctl copy receive "$SCRATCH/copy" 2>"$TEST_DIR/said" || got=$?
+        if [[ -e $SCRATCH/copy ]]; then
+            rm -rf "$SCRATCH/copy"
+            continue
+        fi
+        grep -qE 'ends before|gave up' "$TEST_DIR/said" || die "the receiver says: $(<"$TEST_DIR/said")"
+        [[ ! -e $SCRATCH/copy.partial ]] || die 'the partial copy is left'
+        # Killed while frozen, it cannot thaw.
+        [[ $(state freeze_state) == 0 ]] || ploopctl copy thaw "$device"
+        sound "sender: $signal after $when s"
+    done
+done
+
+note 'others meanwhile'
+timeout 120 ploopctl copy send --bwlimit 8M "$device" 2>/dev/null | ploopctl copy receive "$SCRATCH/copy" &
+copy=$!
+sleep 1
+expect_fail ploopctl snapshot create --wait 1 "$SCRATCH/disk"
+expect_fail ploopctl resize --wait 1 -s 256M "$SCRATCH/disk"
+expect_fail ploopctl copy send --wait 1 --to "$SCRATCH/second" "$device"
+wait "$copy" || die 'the copy failed'
+ploopctl descriptor validate "$SCRATCH/copy" >/dev/null
+rm -rf "$SCRATCH/copy"
+
+touch "$TEST_DIR/stop"
+wait "$churn"
+umount "$TEST_DIR/fs"
+
+note 'who writes to the disk itself does not stand still'
+plooptest load --seed "$seed" --seconds 60 --stop "$TEST_DIR/stop2" "$device" &
+load=$!
+sleep 0.5
+fails 'not quiet' 14 'still written to' --rounds 2 --to "$SCRATCH/copy"
+touch "$TEST_DIR/stop2"
+wait "$load" || die 'the load found something wrong'
+detach "$device"
+umount "$TEST_DIR/small"
