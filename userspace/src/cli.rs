@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line and its help, nothing else.
 
+mod backup;
 mod device;
 mod disk;
 
+pub use backup::*;
 pub use device::*;
 pub use disk::*;
 
@@ -62,6 +64,8 @@ Examples:
   ploopctl resize -s 20G disk.img        give it a larger disk
   ploopctl compact disk.img              cut what the file does not use
   ploopctl convert -f raw disk.img d.raw make a raw image of it
+  ploopctl backup full d /backup/d.0     back it up; then only what changes:
+  ploopctl backup incremental --parent /backup/d.0 d /backup/d.1
 
 Exit codes:
    0  success
@@ -116,6 +120,12 @@ pub enum Command {
     /// Look at what a device does for long, wait for it, end it, slow it down
     #[command(subcommand)]
     Op(OpCommand),
+    /// Back up a disk to files, also while it is in use, and make images of them again
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Look at the checkpoints of a device, and drop them
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
 }
 
 /// Format of a new image.

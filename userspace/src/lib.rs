@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! cli -> cmd -> disk (a disk with a descriptor) -> descriptor (the file that describes it)
-//!               operate (long operations of the kernel)
+//!               operate (long operations of the kernel), checkpoint (what it noted of writes)
+//!               backup (files that hold a disk)
 //!               offline (merge, grow, compact, convert image files), progress
 //!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
 //!               output, error, signals, size below all
@@ -14,6 +15,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod backup;
+pub mod checkpoint;
 pub mod cli;
 pub mod cmd;
 pub mod descriptor;
