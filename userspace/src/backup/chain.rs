@@ -98,7 +98,7 @@ pub fn must_be_full(path: &Path, header: &Header) -> Result<()> {
 /// Reads a backup to its end.
 pub fn read_through<R: Read>(reader: &mut Reader<R>, progress: &mut dyn Progress) -> Result<()> {
     let mut told = 0;
-    while reader.next()?.is_some() {
+    while reader.read_part()?.is_some() {
         go_on(progress, "not all was verified")?;
         let now = reader.totals().length;
         progress.advance(now - told);
@@ -118,7 +118,7 @@ impl<R: Read> Cursor<'_, R> {
     /// Goes on to the first part that ends behind `at`; those before are read and checked, too.
     fn seek(&mut self, at: u64) -> Result<()> {
         while self.part.is_some_and(|p| p.end <= at) {
-            self.part = self.reader.next()?;
+            self.part = self.reader.read_part()?;
         }
         Ok(())
     }
@@ -133,7 +133,7 @@ pub fn walk<R: Read>(
 ) -> Result<()> {
     let mut cursors = Vec::new();
     for reader in readers.iter_mut().rev() {
-        let part = reader.next()?;
+        let part = reader.read_part()?;
         cursors.push(Cursor { reader, part });
     }
     let mut at = 0;

@@ -147,7 +147,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads the next record. `None` is the end, at which all was as it should be.
-    pub fn next(&mut self) -> Result<Option<Part>> {
+    pub fn read_part(&mut self) -> Result<Option<Part>> {
         self.part = None;
         if self.is_ended {
             return Ok(None);
@@ -203,14 +203,12 @@ impl<R: Read> Reader<R> {
             None => zstd::bulk::Decompressor::new()
                 .map_err(|e| Error::io(Code::Memory, "cannot begin to decompress", e))?,
         };
-        self.data.resize(DATA_MAX as usize, 0);
+        // Checked to be at most DATA_MAX; what is longer does not fit.
+        self.data.resize(head.len.min(DATA_MAX.into()) as usize, 0);
         let done = decompressor.decompress_to_buffer(stored, self.data.as_mut_slice());
         self.decompressor = Some(decompressor);
         match done {
-            Ok(nr) if nr as u64 == head.len => {
-                self.data.truncate(nr);
-                Ok(())
-            }
+            Ok(nr) if nr as u64 == head.len => Ok(()),
             Ok(_) | Err(_) => Err(self.bad(Problem::Compressed)),
         }
     }

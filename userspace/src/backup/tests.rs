@@ -153,7 +153,7 @@ fn every_cut_and_every_changed_byte_is_refused() {
         let mut disk = vec![0; SIZE as usize];
         disk[..1000].fill(7);
         disk[GRANULE as usize + 100] = 1;
-        let dirty = [0..1024, GRANULE..GRANULE + 512, SIZE - 512..SIZE];
+        let dirty = [0..512, GRANULE..GRANULE + 512, SIZE - 512..SIZE];
         let (file, _) = backup(&disk, Some(&dirty), &header(1, features));
         verify(&file).unwrap();
         for len in 0..file.len() {
@@ -169,11 +169,9 @@ fn every_cut_and_every_changed_byte_is_refused() {
         longer.push(0);
         assert_eq!(verify(&longer).unwrap_err().code(), Code::Damaged);
         for at in 0..file.len() {
-            for bit in [0x01, 0x80, 0xff] {
-                let mut bad = file.clone();
-                bad[at] ^= bit;
-                assert!(verify(&bad).is_err(), "byte {at} changed by {bit:#x}");
-            }
+            let mut bad = file.clone();
+            bad[at] ^= [0x01, 0x80, 0xff][at % 3];
+            assert!(verify(&bad).is_err(), "byte {at} changed");
         }
     }
 }
@@ -336,7 +334,7 @@ fn an_image_is_made_whole_or_not_at_all() {
     let (full, _) = backup(&disk, None, &header(0, 0));
     let mut next = disk.clone();
     next[200_000] = 1;
-    let dirty = [3 * GRANULE..4 * GRANULE];
+    let dirty = [0..512, 3 * GRANULE..4 * GRANULE];
     let (part, _) = backup(&next, Some(&dirty), &header(1, 0));
     let files = [scratch.put("1", &part), scratch.put("0", &full)];
     let out = scratch.0.join("out");

@@ -127,6 +127,11 @@ fn utc(time: u64) -> String {
 
 fn full(args: &BackupFullArgs) -> Result<()> {
     must_be_new(&args.file)?;
+    let job = Job {
+        args: &args.how,
+        file: &args.file,
+        parent: None,
+    };
     let mut subject = match attached::subject(&args.target)? {
         attached::Subject::Disk(path) => Subject::disk(&path, &args.how)?,
         attached::Subject::Device(device) => Subject::Device(device),
@@ -135,20 +140,27 @@ fn full(args: &BackupFullArgs) -> Result<()> {
                 paths: vec![args.target.clone()],
                 base: args.format.into(),
             };
-            return closed(&images, &args.how, &args.file);
+            return closed(&job, &images);
         }
     };
     match (subject.device()?, &subject) {
-        (Some(device), _) => running(&mut subject, &device, None, &args.how, &args.file),
+        (Some(device), _) => running(&job, &mut subject, &device),
         (None, Subject::Disk(disk)) => {
             let images = images_of(disk, disk.descriptor().disk().top, false)?;
-            closed(&images, &args.how, &args.file)
+            closed(&job, &images)
         }
         (None, Subject::Device(device)) => {
             let what = format!("{} is not attached", device.device.display());
             Err(Error::new(Code::NotAttached, what))
         }
     }
+}
+
+/// A backup that is to be made.
+struct Job<'a> {
+    args: &'a BackupArgs,
+    file: &'a Path,
+    parent: Option<Parent<'a>>,
 }
 
 /// What an incremental backup builds on.
@@ -181,13 +193,12 @@ fn incremental(args: &BackupIncrementalArgs) -> Result<()> {
         }
         Err(e) => return Err(e),
     };
-    running(
-        &mut subject,
-        &device,
-        parent.as_ref(),
-        &args.how,
-        &args.file,
-    )
+    let job = Job {
+        args: &args.how,
+        file: &args.file,
+        parent,
+    };
+    running(&job, &mut subject, &device)
 }
 
 fn detached(target: &Path) -> Error {
@@ -250,75 +261,68 @@ fn seconds() -> u64 {
     now.map_or(0, |d| d.as_secs())
 }
 
-/// The header of a new backup but for what the images say.
-fn header(parent: Option<&Header>, checkpoint: Option<Guid>, args: &BackupArgs) -> Result<Header> {
-    let id = new_id()?.bytes();
-    Ok(Header {
-        features: if args.compress { FEATURE_ZSTD } else { 0 },
-        disk_bytes: 0,
-        cluster_bytes: 0,
-        id,
-        parent: parent.map(|p| p.id),
-        base: parent.map_or(id, |p| p.base),
-        checkpoint: checkpoint.map(Guid::bytes),
-        time: seconds(),
-    })
+impl Job<'_> {
+    /// The header but for what the images say.
+    fn header(&self, checkpoint: Option<Guid>) -> Result<Header> {
+        let id = new_id()?.bytes();
+        let parent = self.parent.as_ref().map(|p| &p.header);
+        Ok(Header {
+            features: if self.args.compress { FEATURE_ZSTD } else { 0 },
+            disk_bytes: 0,
+            cluster_bytes: 0,
+            id,
+            parent: parent.map(|p| p.id),
+            base: parent.map_or(id, |p| p.base),
+            checkpoint: checkpoint.map(Guid::bytes),
+            time: seconds(),
+        })
+    }
+
+    fn tell(&self, (header, totals): &(Header, Totals)) -> Result<()> {
+        let row = Row::new(self.file, header, totals);
+        if self.args.json {
+            return output::json(&row);
+        }
+        output::text(&format!("{}\n", row.describe()))
+    }
 }
 
 /// A backup of what is attached.
-fn running(
-    subject: &mut Subject,
-    device: &Device,
-    parent: Option<&Parent<'_>>,
-    args: &BackupArgs,
-    file: &Path,
-) -> Result<()> {
+fn running(job: &Job<'_>, subject: &mut Subject, device: &Device) -> Result<()> {
     // Who ends the program is heard while data is read; what is begun is undone.
     let _quiet = Quiet::begin();
     let own = new_id()?;
-    let header = header(parent.map(|p| &p.header), Some(own), args)?;
+    let header = job.header(Some(own))?;
     checkpoint::arm(device, own)?;
-    let point = match subject.snapshot(args) {
+    let point = match subject.snapshot(job.args) {
         Ok(point) => point,
         Err(e) => return Err(disarm(device, own, e)),
     };
-    let written = parent
-        .map(|p| Written::since(device, p.checkpoint))
-        .transpose()
-        .and_then(|mut written| {
-            let wanted = match &mut written {
-                None => Wanted::All,
-                Some(ranges) => Wanted::These(ranges),
-            };
-            let total = parent.map(|p| p.dirty);
-            write(
-                &point.images,
-                State::Attached,
-                header,
-                wanted,
-                total,
-                args,
-                file,
-            )
-        });
-    let ended = subject.end(&point, args);
-    let (header, totals) = match (written, ended) {
-        (Ok(done), Ok(())) => done,
-        (Ok(done), Err(e)) => {
-            tell(file, &done, args)?;
-            drop_old(device, parent);
-            let what = format!("the backup {} is complete, but", file.display());
-            output::note(&what);
-            return Err(e);
-        }
-        (Err(e), Ok(())) => return Err(disarm(device, own, e)),
-        (Err(e), Err(left)) => {
-            output::note(&format!("ploopctl: {left}"));
-            return Err(disarm(device, own, e));
-        }
+    let written = match &job.parent {
+        None => write(job, &point.images, State::Attached, header, Wanted::All),
+        Some(parent) => Written::since(device, parent.checkpoint).and_then(|mut ranges| {
+            let wanted = Wanted::These(&mut ranges);
+            write(job, &point.images, State::Attached, header, wanted)
+        }),
     };
-    drop_old(device, parent);
-    tell(file, &(header, totals), args)
+    let ended = subject.end(&point, job.args);
+    match (written, ended) {
+        (Ok(done), ended) => {
+            drop_old(device, job.parent.as_ref());
+            job.tell(&done)?;
+            if ended.is_err() {
+                let what = format!("note: the backup {} is complete", job.file.display());
+                output::note(&what);
+            }
+            ended
+        }
+        (Err(e), ended) => {
+            if let Err(left) = ended {
+                output::note(&format!("ploopctl: {left}"));
+            }
+            Err(disarm(device, own, e))
+        }
+    }
 }
 
 /// Drops the checkpoint of a backup that was not made.
@@ -352,23 +356,15 @@ fn drop_old(device: &Device, parent: Option<&Parent<'_>>) {
 }
 
 /// A full backup of what nobody has attached.
-fn closed(images: &Images, args: &BackupArgs, file: &Path) -> Result<()> {
+fn closed(job: &Job<'_>, images: &Images) -> Result<()> {
     for path in &images.paths {
         if let Some(device) = Sysfs::default().find_image(path)?.first() {
             return Err(crate::disk::in_use(path, device));
         }
     }
-    let header = header(None, None, args)?;
-    let done = write(images, State::Closed, header, Wanted::All, None, args, file)?;
-    tell(file, &done, args)
-}
-
-fn tell(file: &Path, (header, totals): &(Header, Totals), args: &BackupArgs) -> Result<()> {
-    let row = Row::new(file, header, totals);
-    if args.json {
-        return output::json(&row);
-    }
-    output::text(&format!("{}\n", row.describe()))
+    let header = job.header(None)?;
+    let done = write(job, images, State::Closed, header, Wanted::All)?;
+    job.tell(&done)
 }
 
 impl Source for Chain<'_> {
@@ -387,14 +383,13 @@ impl Source for Chain<'_> {
 
 /// Writes the file, which is there complete and durable, or not at all.
 fn write(
+    job: &Job<'_>,
     images: &Images,
     state: State,
     header: Header,
     wanted: Wanted<'_>,
-    total: Option<u64>,
-    args: &BackupArgs,
-    file: &Path,
 ) -> Result<(Header, Totals)> {
+    let file = job.file;
     let opened = images.paths.iter().map(|p| Image::open(p, Access::Read));
     let opened: Vec<Image> = opened.collect::<Result<_>>()?;
     let locks = opened
@@ -407,13 +402,19 @@ fn write(
         cluster_bytes: u32::try_from(source.cluster().bytes()).unwrap_or(u32::MAX),
         ..header
     };
+    let parent = job.parent.as_ref();
+    if parent.is_some_and(|p| p.header.disk_bytes != header.disk_bytes) {
+        let what = "the disk has changed its size meanwhile: the next backup has to be full";
+        return Err(Error::new(Code::NoCheckpoint, what));
+    }
     let mut progress = Shown::new();
     let mut totals = Totals::default();
-    progress.begin("backing up", total.unwrap_or(header.disk_bytes));
+    let total = parent.map_or(header.disk_bytes, |p| p.dirty);
+    progress.begin("backing up", total);
     let made = create::make(file, |out| {
         let out = BufWriter::with_capacity(BUFFER_BYTES, out);
         let mut writer = Writer::new(out, file, &header)?;
-        let mut pace = Pace::new(args.bwlimit);
+        let mut pace = Pace::new(job.args.bwlimit);
         take(&mut source, wanted, &mut writer, &mut pace, &mut progress)?;
         totals = writer.finish()?;
         Ok(())
