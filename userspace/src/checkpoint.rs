@@ -59,7 +59,7 @@ pub fn arm(device: &Device, id: Guid) -> Result<()> {
     done.map_err(|e| {
         let error = refused(device, "start a checkpoint of", e);
         match e {
-            Errno::ENOSPC | Errno::EBUSY | Errno::E2BIG => error.hint(format!(
+            Errno::EMFILE => error.hint(format!(
                 "a device has at most {} checkpoints: 'ploopctl checkpoint list' shows them, 'ploopctl \
                  checkpoint drop' removes one",
                 abi::CHECKPOINTS_MAX

@@ -4,7 +4,7 @@
 use super::chain::{arrange, read_through, walk};
 use super::read::{complete, Reader};
 use super::restore::restore;
-use super::wire::{Header, Totals, FEATURE_ZSTD, HEADER_BYTES};
+use super::wire::{Head, Header, Kind, Totals, FEATURE_ZSTD, HEADER_BYTES, VERSION};
 use super::write::Writer;
 use super::{take, Pace, Source, Wanted};
 use crate::error::{Code, Result};
@@ -224,6 +224,91 @@ fn other_files_and_later_versions_are_named_as_such() {
     let sum = crc32c::crc32c(&features[..HEADER_BYTES - 4]);
     features[HEADER_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
     assert_eq!(say(&features).0, Code::Damaged);
+}
+
+/// The rows of the table of the page behind the line `head`: offset, size and field.
+fn table(head: &str) -> Vec<(usize, usize, String)> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/backup-format.md");
+    let page = fs::read_to_string(page).unwrap();
+    let after = page.split(head).nth(1).unwrap();
+    let rows = after.lines().skip_while(|l| !l.starts_with("|---"));
+    let rows = rows.skip(1).take_while(|l| l.starts_with('|'));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let number = |i: usize| cells[i].parse().unwrap();
+        (number(1), number(2), cells[3].to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn the_page_says_where_everything_is() {
+    let header = Header {
+        cluster_bytes: 1 << 20,
+        ..header(3, FEATURE_ZSTD)
+    };
+    let head = Head {
+        kind: Kind::Zstd,
+        stored: 100,
+        start: 1 << 20,
+        len: 4096,
+        sum: 0x1234_5678,
+    };
+    let totals = Totals {
+        records: 1,
+        data: 2,
+        zeros: 3,
+        length: 4,
+    };
+    let le = |n: u64| n.to_le_bytes().to_vec();
+    let header_sum = crc32c::crc32c(&header.encode()[..252]);
+    let head_sum = crc32c::crc32c(&head.encode()[..28]);
+    let header_fields = [
+        ("magic", b"ploop-backup\x0d\x0a\x1a\x0a".to_vec()),
+        ("version", le(VERSION.into())),
+        ("length", le(256)),
+        ("features", le(1)),
+        ("disk_bytes", le(SIZE)),
+        ("cluster_bytes", le(1 << 20)),
+        ("kind", le(1)),
+        ("id", header.id.to_vec()),
+        ("parent", header.parent.unwrap().to_vec()),
+        ("base", header.base.to_vec()),
+        ("checkpoint", header.checkpoint.unwrap().to_vec()),
+        ("time", le(header.time)),
+        ("", vec![0; 132]),
+        ("sum", le(header_sum.into())),
+    ];
+    let head_fields = [
+        ("kind", le(2)),
+        ("stored", le(100)),
+        ("start", le(1 << 20)),
+        ("len", le(4096)),
+        ("data_sum", le(0x1234_5678)),
+        ("sum", le(head_sum.into())),
+    ];
+    let end_fields = [
+        ("records", le(1)),
+        ("data", le(2)),
+        ("zeros", le(3)),
+        ("length", le(4)),
+        ("digest", vec![7; 32]),
+    ];
+    for (title, bytes, fields) in [
+        ("## Header", &header.encode()[..], &header_fields[..]),
+        ("## Records", &head.encode()[..], &head_fields[..]),
+        ("## End", &totals.encode(&[7; 32])[..], &end_fields[..]),
+    ] {
+        let mut end = 0;
+        let rows = table(title);
+        assert_eq!(rows.len(), fields.len(), "{title}");
+        for ((offset, size, said), (name, want)) in rows.iter().zip(fields) {
+            assert_eq!((*offset, said.as_str()), (end, *name), "{title}");
+            end += size;
+            assert_eq!(bytes[*offset..end], want[..*size], "{title} {name}");
+        }
+        assert_eq!(end, bytes.len(), "{title}");
+    }
 }
 
 #[test]
