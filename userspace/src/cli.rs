@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line and its help, nothing else.
 
+mod backup;
 mod copy;
 mod device;
 mod disk;
 
+pub use backup::*;
 pub use copy::*;
 pub use device::*;
 pub use disk::*;
@@ -65,6 +67,8 @@ Examples:
   ploopctl compact disk.img              cut what the file does not use
   ploopctl convert -f raw disk.img d.raw make a raw image of it
   ploopctl copy send --to /mnt/d d       copy a disk, also while it is in use
+  ploopctl backup full d /backup/d.0     back it up; then only what changes:
+  ploopctl backup incremental --parent /backup/d.0 d /backup/d.1
 
 Exit codes:
    0  success
@@ -122,6 +126,12 @@ pub enum Command {
     /// Look at what a device does for long, wait for it, end it, slow it down
     #[command(subcommand)]
     Op(OpCommand),
+    /// Back up a disk to files, also while it is in use, and make images of them again
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Look at the checkpoints of a device, and drop them
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
 }
 
 /// Format of a new image.

@@ -3,7 +3,9 @@
 
 mod attach;
 mod attached;
+mod backup;
 mod check;
+mod checkpoint;
 mod compact;
 mod control;
 mod convert;
@@ -55,6 +57,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Copy(command) => copy::run(&command),
         Command::Trim(args) => trim::run(&args),
         Command::Op(command) => op::run(&command),
+        Command::Backup(command) => backup::run(&command),
+        Command::Checkpoint(command) => checkpoint::run(&command),
     }
 }
 

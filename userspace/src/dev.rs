@@ -4,7 +4,10 @@
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use ploop_pure::abi::{self, AddDelta, Chunk, Ctl, DeviceArg, OpStart, OpStatus, TrackExtent};
+use ploop_pure::abi::{
+    self, AddDelta, Checkpoint, CheckpointRead, Chunk, Ctl, DeviceArg, Extent, OpStart, OpStatus,
+    TrackExtent,
+};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::size_of;
@@ -118,6 +121,30 @@ mod raw {
         thaw,
         abi::THAW as Num
     );
+    nix::ioctl_write_ptr_bad!(
+        /// CHECKPOINT_START.
+        checkpoint_start,
+        abi::CHECKPOINT_START as Num,
+        abi::Checkpoint
+    );
+    nix::ioctl_write_ptr_bad!(
+        /// CHECKPOINT_DROP.
+        checkpoint_drop,
+        abi::CHECKPOINT_DROP as Num,
+        abi::Checkpoint
+    );
+    nix::ioctl_readwrite_bad!(
+        /// CHECKPOINT_LIST.
+        checkpoint_list,
+        abi::CHECKPOINT_LIST as Num,
+        abi::Checkpoint
+    );
+    nix::ioctl_readwrite_bad!(
+        /// CHECKPOINT_READ.
+        checkpoint_read,
+        abi::CHECKPOINT_READ as Num,
+        super::ReadArg
+    );
     nix::ioctl_readwrite!(
         /// FITRIM of linux/fs.h.
         fitrim,
@@ -203,6 +230,27 @@ pub struct Delta<'a> {
     /// Name of the device; at most [`abi::COOKIE_LEN_MAX`] bytes.
     pub cookie: Option<&'a str>,
 }
+
+/// When a checkpoint begins to note what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// At once.
+    Now,
+    /// At the switch of the next snapshot.
+    AtSnapshot,
+}
+
+/// Extents that one CHECKPOINT_READ can return.
+const EXTENTS: usize = 1024;
+
+/// Argument of CHECKPOINT_READ.
+#[repr(C)]
+pub struct ReadArg {
+    head: CheckpointRead,
+    extents: [Extent; EXTENTS],
+}
+
+const _: () = assert!(std::mem::offset_of!(ReadArg, extents) == size_of::<CheckpointRead>());
 
 /// A block device `/dev/ploopN`, open.
 #[derive(Debug)]
@@ -346,6 +394,65 @@ impl Device {
         // SAFETY: the descriptor is open; the call has no argument.
         unsafe { raw::thaw(self.0.as_raw_fd()) }?;
         Ok(())
+    }
+
+    /// Starts the checkpoint `id`, with the next snapshot or at once.
+    pub fn checkpoint_start(&self, id: [u8; 16], begin: Begin) -> Result<(), Errno> {
+        let mut arg = Checkpoint::new(id);
+        arg.flags = match begin {
+            Begin::Now => 0,
+            Begin::AtSnapshot => abi::CHECKPOINT_AT_SNAPSHOT,
+        };
+        // SAFETY: the descriptor is open and `arg` is the structure of CHECKPOINT_START, alive for
+        // the call.
+        unsafe { raw::checkpoint_start(self.0.as_raw_fd(), &arg) }?;
+        Ok(())
+    }
+
+    /// Drops the checkpoint `id`.
+    pub fn checkpoint_drop(&self, id: [u8; 16]) -> Result<(), Errno> {
+        let arg = Checkpoint::new(id);
+        // SAFETY: the descriptor is open and `arg` is the structure of CHECKPOINT_DROP, alive for
+        // the call.
+        unsafe { raw::checkpoint_drop(self.0.as_raw_fd(), &arg) }?;
+        Ok(())
+    }
+
+    /// The checkpoint number `index`, `None` if there are not so many.
+    pub fn checkpoint(&self, index: u32) -> Result<Option<Checkpoint>, Errno> {
+        let mut arg = Checkpoint::new([0; 16]);
+        arg.index = index;
+        // SAFETY: the descriptor is open and `arg` is the structure of CHECKPOINT_LIST, exclusively
+        // ours and alive for the call.
+        match unsafe { raw::checkpoint_list(self.0.as_raw_fd(), &mut arg) } {
+            Ok(_) => Ok(Some(arg)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What was written since the checkpoint `id` to `len` bytes from `start` of the disk; and the
+    /// rest that was not answered for, as its first byte and length.
+    pub fn checkpoint_read(
+        &self,
+        id: [u8; 16],
+        start: u64,
+        len: u64,
+    ) -> Result<(Vec<Extent>, (u64, u64)), Errno> {
+        let mut arg = Box::new(ReadArg {
+            head: CheckpointRead::new_zeroed(),
+            extents: [Extent { start: 0, len: 0 }; EXTENTS],
+        });
+        arg.head.size = u32::try_from(size_of::<CheckpointRead>()).map_err(|_| Errno::EINVAL)?;
+        arg.head.id = id;
+        (arg.head.start, arg.head.len) = (start, len);
+        arg.head.nr = u32::try_from(EXTENTS).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: the descriptor is open; `arg` is the structure of CHECKPOINT_READ with room for as
+        // many extents as it says, exclusively ours and alive for the call.
+        unsafe { raw::checkpoint_read(self.0.as_raw_fd(), &mut *arg) }?;
+        let nr = usize::try_from(arg.head.nr).map_err(|_| Errno::EPROTO)?;
+        let found = arg.extents.get(..nr).ok_or(Errno::EPROTO)?;
+        Ok((found.to_vec(), (arg.head.start, arg.head.len)))
     }
 
     /// Starts the device.

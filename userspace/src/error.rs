@@ -68,11 +68,13 @@ pub enum Code {
     Damaged = 41,
     /// There is no such snapshot.
     NoSnapshot = 43,
+    /// What was written since a backup is not known: the next one has to be full.
+    NoCheckpoint = 45,
 }
 
 impl Code {
     /// All codes with their meaning, as `--help` shows them.
-    pub const ALL: [(Self, &'static str); 30] = [
+    pub const ALL: [(Self, &'static str); 31] = [
         (Self::Create, "image cannot be created, or exists already"),
         (
             Self::DeviceOpen,
@@ -124,6 +126,10 @@ impl Code {
             "image is damaged, 'ploopctl check' says how; file system is damaged",
         ),
         (Self::NoSnapshot, "there is no such snapshot"),
+        (
+            Self::NoCheckpoint,
+            "there is no such checkpoint: the next backup has to be full",
+        ),
     ];
 }
 

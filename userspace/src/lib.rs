@@ -4,7 +4,8 @@
 //! ```text
 //! cli -> cmd -> disk (a disk with a descriptor) -> descriptor (the file that describes it)
 //!        copy (to another place) -> descriptor, disk::freeze
-//!               operate (long operations of the kernel)
+//!               operate (long operations of the kernel), checkpoint (what it noted of writes)
+//!               backup (files that hold a disk)
 //!               offline (merge, grow, compact, convert image files), progress
 //!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
 //!               output, error, signals, size below all
@@ -15,6 +16,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod backup;
+pub mod checkpoint;
 pub mod cli;
 pub mod cmd;
 pub mod copy;

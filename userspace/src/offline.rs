@@ -14,7 +14,8 @@ mod index;
 mod merge;
 
 pub use compact::{compact, Compacted};
-pub use convert::{convert, replace, Target};
+pub use convert::{convert, fill, replace, Chain, Sink, State, Target};
+pub use exec::runs;
 pub use grow::{grow, grow_raw};
 pub use merge::{merge, Merged};
 pub use ploop_pure::offline::compact::Zeros;
@@ -80,6 +81,16 @@ fn sound(image: &Image) -> Result<Report> {
     let report = image.check()?.map_err(|p| image.not_an_image(p))?;
     match report.findings.cure() {
         None => Ok(report),
+        Some(_) => Err(damaged(image, &report)),
+    }
+}
+
+/// The same, but for what only a repair before writing would mend.
+fn readable(image: &Image) -> Result<Report> {
+    let report = image.check()?.map_err(|p| image.not_an_image(p))?;
+    match report.findings.cure() {
+        None => Ok(report),
+        Some(Cure::Lossless) if report.findings.tally.nr_torn == 0 => Ok(report),
         Some(_) => Err(damaged(image, &report)),
     }
 }

@@ -217,7 +217,7 @@ pub(crate) fn dir_of(path: &Path) -> &Path {
     }
 }
 
-fn exists(path: &Path) -> Error {
+pub(crate) fn exists(path: &Path) -> Error {
     Error::new(
         Code::Create,
         format!("{} exists already and is left as it is", path.display()),

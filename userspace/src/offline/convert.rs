@@ -4,7 +4,7 @@
 
 use super::exec::runs;
 use super::index::Index;
-use super::{open, sound, Format, Go, Progress};
+use super::{open, readable, sound, Format, Go, Progress};
 use crate::error::{Code, Error, Result};
 use crate::image::create::{self, Space};
 use crate::image::{Access, Image};
@@ -57,7 +57,12 @@ pub fn convert(
         .iter()
         .map(|image| ImageLock::take(image.file(), image.path(), Use::Read));
     let _locks: Vec<ImageLock<'_>> = locks.collect::<Result<_>>()?;
-    make(&mut Chain::new(&opened, base)?, out, target, progress)
+    make(
+        &mut Chain::new(&opened, base, State::Closed)?,
+        out,
+        target,
+        progress,
+    )
 }
 
 /// Puts a converted image in the place of `path`, which must not be part of a chain. There is space
@@ -73,7 +78,7 @@ pub fn replace(
     let images = [open(path, Access::Write)?];
     let [image] = &images;
     let _lock = ImageLock::take(image.file(), path, Use::Write)?;
-    let mut chain = Chain::new(&images, format)?;
+    let mut chain = Chain::new(&images, format, State::Closed)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = path.with_file_name(format!(".{name}.converted"));
     // Left behind by one that was killed: whoever converts the image has its locks.
@@ -108,30 +113,46 @@ fn make(
     target: Target,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    let made = match target {
+    let (cluster, size) = (chain.cluster, chain.size_bytes);
+    let made = fill(out, target, cluster, size, |sink| {
+        chain.walk(progress, sink)
+    });
+    progress.end();
+    made
+}
+
+/// Who takes the bytes of a disk, by their place, in ascending order.
+pub type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<()> + 'a;
+
+/// Makes the image `out` of a disk of `size_bytes`, with clusters of `cluster` unless `target` says
+/// otherwise. `walk` gives all of the disk that is not zeros to its sink.
+pub fn fill(
+    out: &Path,
+    target: Target,
+    cluster: ClusterSize,
+    size_bytes: u64,
+    walk: impl FnOnce(&mut Sink<'_>) -> Result<()>,
+) -> Result<()> {
+    match target {
         Target::Raw(space) => create::make(out, |file| {
-            let size = chain.size_bytes;
-            create::lay_out_raw(file, size, space).map_err(|f| f.told(out))?;
-            chain.walk(progress, |start, bytes| write(out, file, bytes, start))
+            create::lay_out_raw(file, size_bytes, space).map_err(|f| f.told(out))?;
+            walk(&mut |start, bytes| write(out, file, bytes, start))
         }),
         Target::Ploop1 {
             version,
-            cluster,
+            cluster: other,
             space,
         } => {
-            let cluster = cluster.unwrap_or(chain.cluster);
-            let header = header(out, version, cluster, chain.size_bytes)?;
+            let header = header(out, version, other.unwrap_or(cluster), size_bytes)?;
             let end = create::end_of_full(out, &header)?;
             create::make(out, |file| {
                 create::lay_out_ploop1(file, &header, end, space).map_err(|f| f.told(out))?;
                 let mut new = Writer::new(out, file, header, space);
-                chain.walk(progress, |start, bytes| new.put(start, bytes))?;
+                walk(&mut |start, bytes| new.put(start, bytes))?;
                 new.finish()
             })
         }
-    };
-    progress.end();
-    made
+    }
 }
 
 fn header(out: &Path, version: Version, cluster: ClusterSize, size_bytes: u64) -> Result<Header> {
@@ -157,6 +178,15 @@ fn write(out: &Path, file: &File, bytes: &[u8], offset: u64) -> Result<()> {
     })
 }
 
+/// How the images are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nobody has them: each must be sound.
+    Closed,
+    /// A device only reads them: what it can read is good enough.
+    Attached,
+}
+
 /// A delta that is read.
 enum Delta<'a> {
     Raw(&'a Image),
@@ -164,7 +194,7 @@ enum Delta<'a> {
 }
 
 /// The disk that is read.
-struct Chain<'a> {
+pub struct Chain<'a> {
     /// Top first.
     deltas: Vec<Delta<'a>>,
     cluster: ClusterSize,
@@ -172,14 +202,15 @@ struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    fn new(images: &'a [Image], base: Format) -> Result<Self> {
+    /// Of images, base first. The locks are up to the caller.
+    pub fn new(images: &'a [Image], base: Format, state: State) -> Result<Self> {
         let (mut deltas, mut members) = (Vec::new(), Vec::<Member>::new());
         for (level, image) in images.iter().enumerate() {
             let is_raw = level == 0 && base == Format::Raw;
             let (delta, member) = if is_raw {
                 raw(image, images.get(1))?
             } else {
-                ploop1(image, level)?
+                ploop1(image, level, state)?
             };
             if let Some(below) = members.last() {
                 admit(level, below, &member).map_err(|misfit| {
@@ -202,11 +233,7 @@ impl<'a> Chain<'a> {
     }
 
     /// Gives all of the disk that is not zeros to `sink`, by place and bytes.
-    fn walk(
-        &mut self,
-        progress: &mut dyn Progress,
-        mut sink: impl FnMut(u64, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn walk(&mut self, progress: &mut dyn Progress, sink: &mut Sink<'_>) -> Result<()> {
         progress.begin("converting", self.size_bytes);
         let mut buf = vec![0; READ_BYTES as usize];
         let mut at = 0;
@@ -240,8 +267,18 @@ impl<'a> Chain<'a> {
         self.cluster.bytes().min(READ_BYTES)
     }
 
-    /// The first byte from `from` on that some delta has; the end of the disk if none.
-    fn next_data(&mut self, from: u64) -> Result<u64> {
+    /// Bytes of the disk.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Cluster size of the top.
+    pub fn cluster(&self) -> ClusterSize {
+        self.cluster
+    }
+
+    /// The first byte from `from` on that some delta has; the end of the disk, or behind it, if none.
+    pub fn next_data(&mut self, from: u64) -> Result<u64> {
         let mut next = u64::MAX;
         for delta in &mut self.deltas {
             next = next.min(delta.next_data(from, self.cluster)?);
@@ -249,10 +286,13 @@ impl<'a> Chain<'a> {
         Ok(next.max(from))
     }
 
-    /// Reads bytes of the disk, of one cluster or several whole ones.
-    fn read(&mut self, at: u64, bytes: &mut [u8]) -> Result<()> {
-        let mut at = at;
-        for part in bytes.chunks_mut(self.part_bytes() as usize) {
+    /// Reads bytes of the disk.
+    pub fn read(&mut self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        let (mut at, mut rest) = (at, bytes);
+        while !rest.is_empty() {
+            // A piece is in one cluster.
+            let left = (self.part_bytes() - at % self.part_bytes()) as usize;
+            let (part, after) = rest.split_at_mut(left.min(rest.len()));
             let mut is_found = false;
             for delta in &mut self.deltas {
                 is_found = delta.read(at, part, self.cluster)?;
@@ -264,6 +304,7 @@ impl<'a> Chain<'a> {
                 part.fill(0);
             }
             at += part.len() as u64;
+            rest = after;
         }
         Ok(())
     }
@@ -290,7 +331,7 @@ fn raw<'a>(image: &'a Image, above: Option<&Image>) -> Result<(Delta<'a>, Member
     Ok((Delta::Raw(image), member))
 }
 
-fn ploop1(image: &Image, level: usize) -> Result<(Delta<'_>, Member)> {
+fn ploop1(image: &Image, level: usize, state: State) -> Result<(Delta<'_>, Member)> {
     if !image.has_magic()? {
         let at = image.path().display();
         let what = format!("{at} is not a ploop1 image: its magic is missing");
@@ -300,7 +341,11 @@ fn ploop1(image: &Image, level: usize) -> Result<(Delta<'_>, Member)> {
             "only the first image, the base, can be raw"
         }));
     }
-    let header = sound(image)?.findings.header;
+    let report = match state {
+        State::Closed => sound(image)?,
+        State::Attached => readable(image)?,
+    };
+    let header = report.findings.header;
     let member = Member {
         kind: Kind::Ploop1(header.version),
         cluster: header.cluster,
