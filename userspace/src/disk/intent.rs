@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 /// What is put behind the name of the descriptor.
 pub const SUFFIX: &str = ".intent";
 const SCHEMA: u32 = 1;
+/// Longest intent: three descriptors, with their quotes and line ends escaped.
+const LEN_MAX: u64 = 64 << 20;
 
 /// An operation that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +124,7 @@ impl Intent {
             return Ok(None);
         }
         let path = Self::path(descriptor);
-        let text = store::read(&path)?;
+        let text = store::read_up_to(&path, LEN_MAX)?;
         let intent: Self =
             serde_json::from_str(&text).map_err(|e| unknown(&path, &e.to_string()))?;
         if intent.schema != SCHEMA {
