@@ -143,7 +143,7 @@ pub enum AttachFormat {
 ///
 /// The image appears under its name complete and durable, or not at all. An existing file is
 /// never overwritten.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl create -s 10G disk.img

@@ -8,7 +8,7 @@ use crate::descriptor::{store, Descriptor};
 use crate::error::{Code, Error, Result};
 use crate::image::{mend, Access, Image, Kind};
 use crate::locks::{ImageLock, Use};
-use ploop_pure::chain::{self, Member as Fit};
+use ploop_pure::chain::{self, Member as Fit, Misfit};
 use ploop_pure::layout::ploop1::{Header, Mark, Version};
 use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
 use std::collections::BTreeMap;
@@ -74,6 +74,23 @@ impl Member {
     /// The version of what can be on top of it.
     pub fn version(&self) -> Version {
         self.header.map_or(Version::V2, |h| h.version)
+    }
+
+    /// The same with another size.
+    pub(super) fn resized(&self, size_sectors: u64) -> Self {
+        Self {
+            size_sectors,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it can build on `below`.
+    pub(super) fn must_fit_on(
+        &self,
+        below: &Self,
+        cluster: ClusterSize,
+    ) -> std::result::Result<(), Misfit> {
+        chain::admit(1, &below.fit(cluster), &self.fit(cluster))
     }
 
     fn fit(&self, cluster: ClusterSize) -> Fit {
@@ -301,7 +318,7 @@ fn fits(descriptor: &Descriptor, members: &BTreeMap<Guid, Member>, wrong: &mut V
         else {
             continue;
         };
-        if let Err(misfit) = chain::admit(1, &below.fit(disk.cluster), &member.fit(disk.cluster)) {
+        if let Err(misfit) = member.must_fit_on(below, disk.cluster) {
             let (file, on) = (
                 &descriptor.image(shot.guid).file,
                 &descriptor.image(shot.parent).file,

@@ -4,7 +4,8 @@
 use super::intent::{Intent, Operation};
 use super::outside::{Base, Outside};
 use super::recover::Verdict;
-use super::Opened;
+use super::{Member, Opened};
+use crate::descriptor::guid::Guid;
 use crate::error::{Code, Error, Result};
 use ploop_pure::units::SECTOR_BYTES;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ impl Opened {
         }
         self.members(disk.top, true)?;
         let top = self.member(disk.top)?;
+        self.may_grow(&top, sectors)?;
         let writer = self.writer(&self.users(outside)?)?;
         let after = self
             .descriptor
@@ -51,6 +53,26 @@ impl Opened {
             Ok(())
         })?;
         Ok(true)
+    }
+
+    /// The larger top must fit on its parent: what ends inside a cluster cannot be built upon by
+    /// what is larger, and such a disk would not be attached any more.
+    fn may_grow(&self, top: &Member, sectors: u64) -> Result<()> {
+        let disk = self.descriptor.disk();
+        let parent = disk.shot(disk.top).map_or(Guid::NULL, |s| s.parent);
+        if parent == Guid::NULL {
+            return Ok(());
+        }
+        let below = self.member(parent)?;
+        let larger = top.resized(sectors);
+        larger.must_fit_on(&below, disk.cluster).map_err(|misfit| {
+            let what = format!(
+                "{} cannot have {sectors} sectors: {misfit}",
+                self.path.display()
+            );
+            Error::new(Code::Param, what)
+                .hint("'ploopctl snapshot merge --all' makes one image of it, which can grow")
+        })
     }
 
     /// Makes images shorter by what they do not use: that of the top if the disk is attached, else
