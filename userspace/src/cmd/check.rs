@@ -108,13 +108,13 @@ fn disk(job: &Job, path: &Path, args: &CheckArgs) -> Result<()> {
     let outside = Live::default();
     let mut opened = super::disk::open(path, &outside, Work::Long, &args.wait)?;
     let users = opened.users(&outside)?;
-    if let Some(device) = users.writer.or_else(|| users.readers.into_iter().next()) {
+    if let Some(device) = users.all().next() {
         let single = Job {
             repair: job.repair,
             json: job.json,
             collected: None,
         };
-        return live(&single, &device);
+        return live(&single, device);
     }
     let top = opened.descriptor().disk().top;
     let members = opened.members(top, true)?;

@@ -94,12 +94,12 @@ fn of_disk(path: &Path, args: &DetachArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     let top = disk.file(disk.descriptor().top())?;
     let users = disk.users(&live)?;
-    let device = match users.writer {
+    let device = match users.writers.into_iter().next() {
         Some(device) => device,
         None => of_image(&sysfs, &top)?,
     };
     device_cleanly(&sysfs, &device)?;
-    if disk.users(&live)?.writer.is_none() {
+    if disk.users(&live)?.writers.is_empty() {
         disk.record_lower()?;
     }
     Ok(())

@@ -18,7 +18,7 @@ use std::process::Stdio;
 pub fn run(args: &FscheckArgs) -> Result<()> {
     let live = Live::default();
     let mut disk = disk::open(&args.disk.disk, &live, Work::Long, &args.disk.wait)?;
-    if disk.users(&live)?.writer.is_none() {
+    if disk.users(&live)?.writers.is_empty() {
         return look(&disk, None);
     }
     let uuid = disk.snapshot(&live, None, Freeze::Yes)?;

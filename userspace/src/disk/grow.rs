@@ -105,11 +105,11 @@ impl Opened {
 
     /// Whether the device or, without one, the image of the top has the new size.
     pub(super) fn judge_grown(&self, outside: &dyn Outside, sectors: u64) -> Result<Verdict> {
-        let writer = self.users(outside)?.writer;
+        let writer = self.top_writer(&self.users(outside)?)?;
         let size = match &writer {
             Some(device) => {
                 outside.settle(device)?;
-                let now = self.users(outside)?.writer;
+                let now = self.top_writer(&self.users(outside)?)?;
                 now.map_or(0, |d| d.size / SECTOR_BYTES)
             }
             None => self.member(self.descriptor.disk().top)?.size_sectors,

@@ -8,6 +8,7 @@
 
 use super::files::Member;
 use super::intent::{Intent, Operation};
+use super::merge::must_have_neither_or_both;
 use super::outside::{Base, Outside};
 use super::Opened;
 use crate::descriptor::store;
@@ -136,7 +137,7 @@ impl Opened {
         let devices = outside.devices()?;
         let is_used = if devices.iter().any(|d| d.delta_of(&path).is_some()) {
             true
-        } else if self.users(outside)?.writer.is_some() {
+        } else if !self.users(outside)?.writers.is_empty() {
             false
         } else {
             was_used(self)?
@@ -148,7 +149,7 @@ impl Opened {
         })
     }
 
-    /// Whether there is anything in a new top. If not it makes no difference to what is read, and
+    /// Whether there is anything in a new top, or one that the kernel has merged. If not it makes no difference to what is read, and
     /// may go: what was written to it and flushed, it would name. The mark says less: the kernel
     /// sets it before it switches, and goes on writing to the old top if it then does not.
     fn has_data(&self, file: &str) -> Result<bool> {
@@ -220,18 +221,22 @@ impl Opened {
         let disk = self.descriptor.disk();
         let is_raw = disk.is_raw && disk.base().is_some_and(|b| b.file == lower);
         let kind = if is_raw { Base::Raw } else { Base::Ploop1 };
+        let is_top = self.descriptor.top().file == upper;
         let (lower, upper) = (self.other_file(lower), self.other_file(upper));
         let users = self.users(outside)?;
         let has = |device: &&Device, path: &Path| device.delta_of(path).is_some();
-        for device in users.writer.iter().chain(&users.readers) {
+        // One that reads the lower one alone would see it change.
+        let mut readers = users.readers.iter();
+        if let Some(device) = readers.find(|d| has(d, &lower) || has(d, &upper)) {
+            return Err(super::in_use(&lower, device));
+        }
+        for device in &users.writers {
             match (has(&device, &lower), device.delta_of(&upper)) {
-                // One that reads the lower one alone would see it change.
-                (_, Some(_)) | (true, None) if users.writer.as_ref() != Some(device) => {
-                    return Err(super::in_use(&lower, device));
+                (true, None) => return self.must_be_merged(device, &lower, &upper, is_top),
+                (true, Some(delta)) => {
+                    must_have_neither_or_both(device, &lower, &upper)?;
+                    return outside.merge(device, delta.level);
                 }
-                (true, Some(delta)) => return outside.merge(device, delta.level),
-                // It has let go of it: merged.
-                (true, None) => return Ok(()),
                 (false, Some(_)) => return Err(super::in_use(&upper, device)),
                 (false, None) => {}
             }
@@ -247,6 +252,35 @@ impl Opened {
         drop(lock);
         outside.merge_files(&lower, kind, &upper)
     }
+
+    /// `device` has the lower image and not the upper one: it has let go of it when it was merged,
+    /// or never had it. Of a merged top nothing is left; the device of a merged lower delta goes on
+    /// with the top.
+    fn must_be_merged(
+        &self,
+        device: &Device,
+        lower: &Path,
+        upper: &Path,
+        is_top: bool,
+    ) -> Result<()> {
+        let top = if is_top {
+            lower.to_owned()
+        } else {
+            self.file(self.descriptor.top())?
+        };
+        let has_top = device
+            .delta_of(&top)
+            .is_some_and(|d| Some(d) == device.top());
+        if has_top && !(is_top && self.has_data(self.descriptor.top().file.as_str())?) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} was not attached with {}",
+            device.device.display(),
+            upper.display()
+        );
+        Err(super::in_use(lower, device).hint(format!("{what}: detach it")))
+    }
 }
 
 impl Opened {
@@ -255,7 +289,7 @@ impl Opened {
     pub fn mend(&mut self, outside: &dyn Outside) -> Result<Vec<String>> {
         let users = self.users(outside)?;
         let mut mended = Vec::new();
-        if users.writer.is_none() && users.readers.is_empty() {
+        if users.all().next().is_none() {
             for image in self.descriptor.disk().images.clone() {
                 let member = self.member(image.guid)?;
                 if !member.is_marked() {

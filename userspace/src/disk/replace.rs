@@ -72,7 +72,7 @@ impl Opened {
             new: name,
         };
         let intent = Intent::new(operation, self.descriptor.text(), after.text());
-        let device = users.writer.filter(|d| d.delta_of(&old_path).is_some());
+        let device = users.writers.into_iter().find(|d| d.delta_of(&old_path).is_some());
         self.carry_out(outside, &intent, |me| {
             let Some(delta) = device
                 .as_ref()

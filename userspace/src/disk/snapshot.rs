@@ -40,13 +40,19 @@ impl Opened {
         if let Some(device) = users.readers.iter().find(|d| d.delta_of(&top).is_some()) {
             return Err(in_use(&top, device).hint("it is attached read-only: detach it first"));
         }
-        let Some(device) = &users.writer else {
+        self.top_writer(users)
+    }
+
+    /// The same, whoever reads. One that writes to another image of the disk is in the way: what
+    /// it writes is not known to what builds on that.
+    pub(super) fn top_writer(&self, users: &Users) -> Result<Option<Device>> {
+        let top = self.file(self.descriptor.top())?;
+        let is_of_top = |d: &Device| d.top().is_some_and(|t| d.delta_of(&top) == Some(t));
+        let stray = users.writers.iter().find(|d| !is_of_top(d));
+        let Some(device) = stray.or(users.writers.first()) else {
             return Ok(None);
         };
-        let is_top = device
-            .top()
-            .is_some_and(|t| device.delta_of(&top) == Some(t));
-        if !is_top {
+        if stray.is_some() {
             let image = device
                 .top()
                 .map(|t| t.image.display().to_string())
@@ -71,8 +77,8 @@ impl Opened {
     /// Nobody may have the top.
     pub(super) fn must_be_detached(&self, users: &Users, what: &str) -> Result<()> {
         let top = self.file(self.descriptor.top())?;
-        let mut devices = users.writer.iter().chain(&users.readers);
-        match devices.find(|d| d.delta_of(&top).is_some() || Some(*d) == users.writer.as_ref()) {
+        let reader = users.readers.iter().find(|d| d.delta_of(&top).is_some());
+        match users.writers.first().or(reader) {
             Some(device) => {
                 let node = device.device.display();
                 let what = format!("{} is attached as {node}; {what}", self.path.display());
