@@ -33,7 +33,7 @@ pub struct Member {
 }
 
 impl Member {
-    fn read(path: &Path, guid: Guid, is_raw: bool) -> Result<Self> {
+    pub(super) fn read(path: &Path, guid: Guid, is_raw: bool) -> Result<Self> {
         let image = Image::open(path, Access::Read)?;
         let meta = image
             .file()
@@ -127,7 +127,27 @@ impl Opened {
         Member::read(&self.file(image)?, guid, is_raw)
     }
 
-    fn is_raw(&self, guid: Guid) -> bool {
+    /// All deltas whose files can be looked at, and what is wrong with the others. Nobody can do
+    /// without those that the top builds on, or itself.
+    pub fn present(&self) -> Result<(Vec<Member>, Vec<String>)> {
+        let disk = self.descriptor.disk();
+        let needed = disk.chain(disk.top).unwrap_or_default();
+        let (mut members, mut absent) = (Vec::new(), Vec::new());
+        for image in &disk.images {
+            match self.member(image.guid) {
+                Ok(member) => members.push(member),
+                Err(e) if needed.contains(&image.guid) => return Err(e),
+                Err(e) => absent.push(format!(
+                    "{}; left out, as the disk does not need it: 'ploopctl snapshot delete --uuid {}' removes it",
+                    e.without_hint(),
+                    image.guid
+                )),
+            }
+        }
+        Ok((members, absent))
+    }
+
+    pub(super) fn is_raw(&self, guid: Guid) -> bool {
         is_raw(&self.descriptor, guid)
     }
 
@@ -295,8 +315,7 @@ fn difference(image: &ImageEntry, then: Record, now: Record) -> Option<String> {
         );
         return Some(what);
     }
-    // A copy that kept its time is no change.
-    (then.mtime_ns != now.mtime_ns).then(|| {
+    (!then.is_same_state(now)).then(|| {
         let seconds = (now.mtime_ns - then.mtime_ns) / 1_000_000_000;
         let inode = if then.ino == now.ino {
             ""

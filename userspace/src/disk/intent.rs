@@ -3,6 +3,7 @@
 //! says what the descriptor was, what it is to be, and which files come and go.
 
 use crate::descriptor::guid::Guid;
+use crate::descriptor::model::Record;
 use crate::descriptor::store;
 use crate::error::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,9 @@ pub enum Operation {
         old: String,
         /// The file that is to be there.
         new: String,
+        /// What that was when the kernel was asked to take it; before that, nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked: Option<Record>,
     },
 }
 

@@ -111,10 +111,13 @@ impl Opened {
             )));
         }
         match &intent.operation {
-            Operation::Snapshot { new, .. } => self.judge_new(outside, new, |me| me.has_data(new)),
-            Operation::Replace { old, new, .. } => self.judge_new(outside, new, |me| {
-                Ok(me.is_marked(new)? && !me.is_marked(old)?)
-            }),
+            Operation::Snapshot { new, .. } => self.judge_new(outside, new),
+            Operation::Replace {
+                uuid,
+                old,
+                new,
+                asked,
+            } => self.judge_replaced(outside, *uuid, (old, new), *asked),
             Operation::Grow { sectors } => self.judge_grown(outside, *sectors),
             // These take effect with the descriptor.
             Operation::Switch { .. } | Operation::Delete { .. } | Operation::Merge { .. } => {
@@ -123,30 +126,24 @@ impl Opened {
         }
     }
 
-    /// Whether the kernel took the file `new`. If no device tells, `was_used` does.
-    fn judge_new(
-        &self,
-        outside: &dyn Outside,
-        new: &str,
-        was_used: impl FnOnce(&Self) -> Result<bool>,
-    ) -> Result<Verdict> {
+    /// Whether the kernel took the new top `new`.
+    fn judge_new(&self, outside: &dyn Outside, new: &str) -> Result<Verdict> {
         let path = self.other_file(new);
         if path.symlink_metadata().is_err() {
             return Ok(Verdict::Undo);
         }
         let devices = outside.devices()?;
-        let is_used = if devices.iter().any(|d| d.delta_of(&path).is_some()) {
-            true
-        } else if !self.users(outside)?.writers.is_empty() {
-            false
-        } else {
-            was_used(self)?
-        };
-        Ok(if is_used {
-            Verdict::Complete
-        } else {
-            Verdict::Undo
-        })
+        if devices.iter().any(|d| d.delta_of(&path).is_some()) {
+            return Ok(Verdict::Complete);
+        }
+        if !self.has_data(new)? {
+            return Ok(Verdict::Undo);
+        }
+        // It was taken, then detached; whoever writes past it was attached by name.
+        match self.users(outside)?.writers.first() {
+            Some(device) => Err(super::in_use(&self.path, device)),
+            None => Ok(Verdict::Complete),
+        }
     }
 
     /// Whether there is anything in a new top, or one that the kernel has merged. If not it makes no difference to what is read, and
@@ -165,7 +162,7 @@ impl Opened {
     }
 
     /// Whether a ploop1 image is in use, or was in a crash.
-    fn is_marked(&self, file: &str) -> Result<bool> {
+    pub(super) fn is_marked(&self, file: &str) -> Result<bool> {
         let image = Image::open(&self.other_file(file), Access::Read)?;
         Ok(image.has_magic()? && image.good_header()?.0.mark == Mark::InUse)
     }

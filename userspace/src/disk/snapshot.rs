@@ -260,7 +260,8 @@ impl Opened {
             uuid,
             old: image.file,
         };
-        self.end_with(outside, operation, &after.text())
+        let intent = Intent::new(operation, self.descriptor.text(), after.text());
+        self.end_with(outside, intent)
     }
 
     fn throw_away(&mut self, outside: &dyn Outside) -> Result<()> {
@@ -298,12 +299,12 @@ impl Opened {
             uuid: disk.top,
             old: self.descriptor.top().file.clone(),
         };
-        self.end_with(outside, operation, &after.text())
+        let intent = Intent::new(operation, self.descriptor.text(), after.text());
+        self.end_with(outside, intent)
     }
 
     /// An operation that takes effect with the descriptor.
-    fn end_with(&mut self, outside: &dyn Outside, operation: Operation, after: &str) -> Result<()> {
-        let intent = Intent::new(operation, self.descriptor.text(), after.to_owned());
+    pub(super) fn end_with(&mut self, outside: &dyn Outside, intent: Intent) -> Result<()> {
         self.carry_out(outside, &intent, |me| {
             me.store(&intent.after)?;
             outside.step("stored");

@@ -374,18 +374,39 @@ fn replacing_an_image() {
         everywhere(&Case {
             forked: false,
             online,
-            operation: |d, f| {
-                let top = d.file(d.descriptor().top())?;
-                let spare = top.with_file_name("spare.hds");
-                fs::copy(top, &spare).unwrap();
-                fake::close(&spare);
-                d.replace(f, Guid::TOP, &spare)
-            },
+            operation: |d, f| replace(d, f, Guid::TOP),
+            rolls_back_to: None,
+            keeps_old: true,
+            steps_min: 2,
+        });
+        everywhere(&Case {
+            forked: false,
+            online,
+            operation: |d, f| replace(d, f, A),
             rolls_back_to: None,
             keeps_old: true,
             steps_min: 2,
         });
     }
+}
+
+/// By a copy that is some seconds old.
+fn replace(disk: &mut Opened, fake: &Fake, guid: Guid) -> Result<()> {
+    let file = disk.file(disk.descriptor().image(guid))?;
+    let spare = file.with_file_name("spare.hds");
+    fs::copy(file, &spare).unwrap();
+    fake::close(&spare);
+    touch(&spare, -9);
+    disk.replace(fake, guid, &spare)
+}
+
+/// Written to that many seconds from now.
+fn touch(path: &Path, seconds: i64) {
+    let by = std::time::Duration::from_secs(seconds.unsigned_abs());
+    let now = std::time::SystemTime::now();
+    let time = if seconds < 0 { now - by } else { now + by };
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(time).unwrap();
 }
 
 #[test]

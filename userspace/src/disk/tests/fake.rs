@@ -287,10 +287,15 @@ impl Outside for Fake {
 
     fn replace(&self, _: &Device, level: u32, with: NewDelta<'_>) -> Result<()> {
         self.may()?;
-        open(with.path);
-        let old = self.chain()[level as usize].clone();
-        self.chain.borrow_mut()[level as usize] = with.path.to_owned();
-        close(&old);
+        let (level, chain) = (level as usize, self.chain());
+        let is_written = level + 1 == chain.len();
+        if is_written {
+            open(with.path);
+        }
+        self.chain.borrow_mut()[level] = with.path.to_owned();
+        if is_written {
+            close(&chain[level]);
+        }
         self.step("kernel has replaced");
         Ok(())
     }
