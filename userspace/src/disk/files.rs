@@ -206,6 +206,37 @@ impl Opened {
         Ok(format!("{stem}.{guid}"))
     }
 
+    /// The file `name` of an operation, if it is there to be removed. One outside the directory of
+    /// the descriptor is another disk's, whose descriptor was copied with the names in it; one that
+    /// is also an image under another name stays.
+    pub(super) fn removable(&self, name: &str) -> Result<Option<PathBuf>> {
+        let path = self.other_file(name);
+        let failed = |e| Error::io(Code::Open, format!("cannot look at {}", path.display()), e);
+        let real = match fs::canonicalize(&path) {
+            Ok(real) => real,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let dir = fs::canonicalize(store::dir_of(&self.path)).map_err(failed)?;
+        if !real.starts_with(&dir) {
+            let what = format!(
+                "{} is to be removed, but is not in the directory of the descriptor, {}",
+                real.display(),
+                dir.display()
+            );
+            return Err(Error::new(Code::Descriptor, what).hint(
+                "it may be of the disk that this one is a copy of: correct the names in the descriptor",
+            ));
+        }
+        let images = self.descriptor.disk().images.iter();
+        let mut others = images.filter(|i| i.file != name);
+        if others.any(|i| fs::canonicalize(dir_join(&self.path, i)).is_ok_and(|f| f == real)) {
+            let what = format!("{name} is to be removed, but is another image of the disk, too");
+            return Err(Error::new(Code::Descriptor, what));
+        }
+        Ok(Some(path))
+    }
+
     /// The path of a file that the descriptor does not have, or not any more.
     pub(super) fn other_file(&self, file: &str) -> PathBuf {
         store::dir_of(&self.path).join(file)

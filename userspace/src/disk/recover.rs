@@ -206,9 +206,10 @@ impl Opened {
             let what = format!("{file} is to be removed, but the descriptor has it");
             return Err(Error::new(Code::Descriptor, what));
         }
-        let path = self.other_file(file);
-        self.must_be_unused(&path, &outside.devices()?)?;
-        store::remove(&path)?;
+        if let Some(path) = self.removable(file)? {
+            self.must_be_unused(&path, &outside.devices()?)?;
+            store::remove(&path)?;
+        }
         outside.step("removed");
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::descriptor::guid::Guid;
 use crate::error::{Code, Error, Result};
 use crate::image::create::{self, Space};
 use crate::image::{Access, Image};
+use crate::locks::{ImageLock, Use};
 use crate::sysfs::Device;
 use ploop_pure::chain::DELTAS_MAX;
 use ploop_pure::layout::ploop1::Header;
@@ -212,8 +213,7 @@ impl Opened {
         let old = self.descriptor.top().file.clone();
         let held = self.member(disk.top)?;
         let image = Image::open(&held.path, Access::Write)?;
-        let _lock =
-            crate::locks::ImageLock::take(image.file(), &held.path, crate::locks::Use::Write)?;
+        let _lock = hold(&image)?;
         let new = self.new_file()?;
         let after = self.descriptor.changed(&self.path, |e| {
             e.remove(disk.top);
@@ -254,7 +254,16 @@ impl Opened {
 
     fn drop_leaf(&mut self, outside: &dyn Outside, uuid: Guid) -> Result<()> {
         let image = self.descriptor.image(uuid).clone();
-        self.must_be_unused(&self.other_file(&image.file), &outside.devices()?)?;
+        // One that is lost is no reason to keep its delta.
+        let file = self.removable(&image.file)?;
+        let held = match &file {
+            Some(path) => {
+                self.must_be_unused(path, &outside.devices()?)?;
+                Some(Image::open(path, Access::Read)?)
+            }
+            None => None,
+        };
+        let _lock = held.as_ref().map(hold).transpose()?;
         let after = self.descriptor.changed(&self.path, |e| e.remove(uuid))?;
         let operation = Operation::Delete {
             uuid,
@@ -288,6 +297,11 @@ impl Opened {
         self.must_be_detached(&self.users(outside)?, "what is in use is not thrown away")?;
         let below = self.member(parent)?;
         self.must_be_unused(&below.path, &outside.devices()?)?;
+        let both = [
+            Image::open(&self.file(self.descriptor.top())?, Access::Read)?,
+            Image::open(&below.path, Access::Read)?,
+        ];
+        let _locks = [hold(&both[0])?, hold(&both[1])?];
         let after = self.descriptor.changed(&self.path, |e| {
             e.remove(disk.top);
             e.rename(parent, Guid::TOP);
@@ -311,4 +325,9 @@ impl Opened {
             Ok(())
         })
     }
+}
+
+/// Keeps everybody else from an image that goes, or that is to be written to.
+fn hold(image: &Image) -> Result<ImageLock<'_>> {
+    ImageLock::take(image.file(), image.path(), Use::Write)
 }

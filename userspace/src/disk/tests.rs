@@ -3,6 +3,7 @@
 //! cut. The next command must find all data, and leave nothing behind.
 
 mod fake;
+mod kept;
 
 use super::outside::Freeze;
 use super::*;
@@ -117,8 +118,16 @@ impl Rig {
         self.guest[cluster] = value;
     }
 
-    /// Nothing is in the directory that the descriptor does not name.
+    /// The disk is as the descriptor says.
     fn is_tidy(&self) {
+        self.has_no_litter();
+        let (_, problems) = files::inspect(&self.path, &self.descriptor(), files::Which::All);
+        assert!(problems.wrong.is_empty(), "{problems:?}");
+        assert!(problems.changed.is_empty(), "{problems:?}");
+    }
+
+    /// Nothing is in the directory that the descriptor does not name.
+    fn has_no_litter(&self) {
         let descriptor = self.descriptor();
         let mut want: Vec<_> = descriptor
             .disk()
@@ -137,9 +146,6 @@ impl Rig {
         have.sort();
         want.retain(|n| n != "sys" || have.contains(n));
         assert_eq!(have, want);
-        let (_, problems) = files::inspect(&self.path, &descriptor, files::Which::All);
-        assert!(problems.wrong.is_empty(), "{problems:?}");
-        assert!(problems.changed.is_empty(), "{problems:?}");
     }
 }
 
