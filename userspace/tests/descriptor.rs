@@ -90,6 +90,23 @@ fn a_disk_lives_its_life() {
     on(&disk, &["snapshot", "switch", "--uuid", A])
         .expect(38)
         .says(&["being removed"]);
+    // Nor is it handed out: a part of what came later may be in it.
+    on(&disk, &["attach", "-r", "--snapshot", A])
+        .expect(38)
+        .says(&["being removed"]);
+    let out = scratch.path("out");
+    ploopctl(&[
+        "convert",
+        "-f",
+        "raw",
+        "--snapshot",
+        A,
+        disk.to_str().unwrap(),
+        out.to_str().unwrap(),
+    ])
+    .expect(38)
+    .says(&["being removed"]);
+    assert!(!out.exists());
     on(&disk, &["snapshot", "delete", "--uuid", B]).expect(0);
     on(&disk, &["snapshot", "delete", "--uuid", B])
         .expect(43)

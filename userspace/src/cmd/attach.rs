@@ -11,6 +11,7 @@
 
 use super::control::{self, Making};
 use crate::cli::{AttachArgs, AttachFormat};
+use crate::descriptor::guid::Guid;
 use crate::descriptor::named_by;
 use crate::dev::{self, Control, Delta};
 use crate::disk::{Live, Opened, Work};
@@ -118,9 +119,14 @@ pub fn args_of(disk: &Opened, args: &AttachArgs) -> Result<AttachArgs> {
         let what = "-f and -b are not for a disk: its descriptor says what they would";
         return Err(Error::new(Code::Param, what));
     }
-    let top = disk.descriptor().disk().top;
-    let guid = args.snapshot.unwrap_or(top);
-    disk.must_exist(guid)?;
+    let guid = args.snapshot.unwrap_or(disk.descriptor().disk().top);
+    disk.must_be_whole(guid)?;
+    args_of_delta(disk, guid, args)
+}
+
+/// The same of any delta, also one that is being removed: `fscheck` marks its own as soon as it is
+/// made.
+pub fn args_of_delta(disk: &Opened, guid: Guid, args: &AttachArgs) -> Result<AttachArgs> {
     let members = disk.members(guid, args.force)?;
     let is_raw = members.first().is_some_and(|m| m.header.is_none());
     let (format, cluster) = if is_raw {

@@ -47,7 +47,7 @@ fn disk(args: &ConvertArgs, path: &Path, target: Target) -> Result<()> {
     let live = Live::default();
     let disk = super::disk::open(path, &live, Work::Long, &args.wait)?;
     let guid = args.snapshot.unwrap_or(disk.descriptor().disk().top);
-    disk.must_exist(guid)?;
+    disk.must_be_whole(guid)?;
     let members = disk.members(guid, false)?;
     let from = match members.first() {
         Some(base) if base.header.is_none() => Format::Raw,

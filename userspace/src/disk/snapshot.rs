@@ -35,6 +35,22 @@ impl Opened {
             .hint("'ploopctl snapshot list' shows those there are"))
     }
 
+    /// The snapshot `guid` if it is there and whole. One that is being removed may have a part of
+    /// what came later in it.
+    pub fn must_be_whole(&self, guid: Guid) -> Result<()> {
+        self.must_exist(guid)?;
+        if !self
+            .descriptor
+            .disk()
+            .shot(guid)
+            .is_some_and(|s| s.is_temporary)
+        {
+            return Ok(());
+        }
+        let what = format!("the snapshot {guid} is being removed");
+        Err(Error::new(Code::Param, what).hint("'ploopctl recover' completes that"))
+    }
+
     /// The device that writes to the top, or nobody. One that only reads the top is in the way.
     pub(super) fn writer(&self, users: &Users) -> Result<Option<Device>> {
         let top = self.file(self.descriptor.top())?;
@@ -190,14 +206,10 @@ impl Opened {
     /// Throws away what was written since, and goes on from the snapshot `uuid`.
     pub fn switch(&mut self, outside: &dyn Outside, uuid: Guid, force: bool) -> Result<()> {
         let disk = self.descriptor.disk().clone();
-        self.must_exist(uuid)?;
+        self.must_be_whole(uuid)?;
         if uuid == disk.top {
             let what = format!("{uuid} is the top: that is where the disk is");
             return Err(Error::new(Code::Param, what));
-        }
-        if disk.shot(uuid).is_some_and(|s| s.is_temporary) {
-            let what = format!("the snapshot {uuid} is being removed");
-            return Err(Error::new(Code::Param, what).hint("'ploopctl recover' completes that"));
         }
         self.must_be_detached(
             &self.users(outside)?,
