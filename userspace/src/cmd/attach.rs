@@ -14,7 +14,7 @@ use crate::cli::{AttachArgs, AttachFormat};
 use crate::descriptor::guid::Guid;
 use crate::descriptor::named_by;
 use crate::dev::{self, Control, Delta};
-use crate::disk::{Live, Opened, Work};
+use crate::disk::{self, Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::create::cluster_size;
 use crate::image::{mend, Access, Image, Kind, Report};
@@ -81,7 +81,7 @@ pub fn run(args: &AttachArgs) -> Result<()> {
     let descriptors = args.images.iter().filter(|p| named_by(p).is_some()).count();
     let live = Live::default();
     // The locks of a disk are held to the end.
-    let (_disk, args) = match (args.images.as_slice(), descriptors) {
+    let (mut disk, args) = match (args.images.as_slice(), descriptors) {
         (_, 0) if args.snapshot.is_some() || args.force => {
             let what = "--snapshot and --force are for disks with a descriptor";
             return Err(Error::new(Code::Param, what));
@@ -97,7 +97,15 @@ pub fn run(args: &AttachArgs) -> Result<()> {
             return Err(Error::new(Code::Param, what));
         }
     };
+    let before = match &disk {
+        Some(disk) if !args.read_only => disk.members(disk.descriptor().disk().top, true)?,
+        Some(_) | None => Vec::new(),
+    };
     let attached = images(&args)?;
+    if let Some(Err(e)) = disk.as_mut().map(|disk| record(disk, &before, args.force)) {
+        // It is attached all the same.
+        output::note(&format!("note: {e}"));
+    }
     let device = dev::Device::path(attached.index);
     if !args.json {
         return output::text(&format!("{}\n", device.display()));
@@ -111,6 +119,19 @@ pub fn run(args: &AttachArgs) -> Result<()> {
         read_only: args.read_only,
         repaired: attached.top.repaired,
     })
+}
+
+/// Writes down what lower images, which were as `before`, are now that we may have mended them. What
+/// somebody else changed and was forced was meant.
+fn record(disk: &mut Opened, before: &[disk::Member], force: bool) -> Result<()> {
+    for member in before {
+        disk.changed_by_us(member)?;
+    }
+    if force {
+        let chain: Vec<_> = before.iter().map(|m| m.guid).collect();
+        disk.accept(&chain)?;
+    }
+    Ok(())
 }
 
 /// The arguments that attach `disk`, or a snapshot of it.

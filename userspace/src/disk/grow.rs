@@ -7,6 +7,7 @@ use super::recover::Verdict;
 use super::{Member, Opened};
 use crate::descriptor::guid::Guid;
 use crate::error::{Code, Error, Result};
+use crate::output;
 use ploop_pure::units::SECTOR_BYTES;
 use std::path::PathBuf;
 
@@ -85,17 +86,14 @@ impl Opened {
         }
         let disk = self.descriptor.disk().clone();
         self.members(disk.top, false)?;
+        let (members, absent) = self.present()?;
+        for what in &absent {
+            output::note(what);
+        }
         let mut done = Vec::new();
-        for image in &disk.images {
-            let member = self.member(image.guid)?;
-            if member.header.is_none() {
-                continue;
-            }
+        for member in members.into_iter().filter(|m| m.header.is_some()) {
             self.must_be_unused(&member.path, &outside.devices()?)?;
-            // It changes now, by us.
-            if image.record.is_some() {
-                self.record(image.guid, None)?;
-            }
+            self.about_to_change(&member)?;
             let freed = outside.compact_file(&member.path)?;
             done.push((member.path, freed));
         }

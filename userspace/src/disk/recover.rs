@@ -15,6 +15,7 @@ use crate::descriptor::store;
 use crate::error::{Code, Error, Result};
 use crate::image::{mend, Access, Image};
 use crate::locks::{ImageLock, Use};
+use crate::output;
 use crate::sysfs::Device;
 use ploop_pure::check::Problem;
 use ploop_pure::layout::ploop1::Mark;
@@ -288,18 +289,17 @@ impl Opened {
         let users = self.users(outside)?;
         let mut mended = Vec::new();
         if users.all().next().is_none() {
-            for image in self.descriptor.disk().images.clone() {
-                let member = self.member(image.guid)?;
-                if !member.is_marked() {
-                    continue;
-                }
+            let (members, absent) = self.present()?;
+            for what in &absent {
+                output::note(what);
+            }
+            for member in members.into_iter().filter(Member::is_marked) {
                 let open = Image::open(&member.path, Access::Write)?;
                 let (lock, steps) = self.mend_top(&member, &open)?;
                 drop(lock);
-                mended.extend(steps.iter().map(|s| format!("{}: {s}", image.file)));
-                if image.record.is_some() {
-                    self.record(image.guid, Some(self.member(image.guid)?.record))?;
-                }
+                let file = self.descriptor.image(member.guid).file.clone();
+                mended.extend(steps.iter().map(|s| format!("{file}: {s}")));
+                self.changed_by_us(&member)?;
             }
         }
         let top: Member = self.member(self.descriptor.disk().top)?;

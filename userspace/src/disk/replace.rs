@@ -55,7 +55,11 @@ impl Opened {
             e.set_record(guid, None);
         })?;
         // Sizes and cluster sizes, with the new file in its place.
-        let (_, problems) = super::files::inspect(&self.path, &after, super::files::Which::All);
+        // What is missing elsewhere is not made worse, or is what is being replaced.
+        let mut near: Vec<Guid> = disk.images.iter().map(|i| i.guid).collect();
+        near.retain(|g| *g == guid || self.member(*g).is_ok());
+        let near = super::files::Which::These(&near);
+        let (_, problems) = super::files::inspect(&self.path, &after, near);
         if let Some(first) = problems.wrong.first() {
             let what = format!("{} cannot take the place of {old}: {first}", real.display());
             return Err(Error::new(Code::Param, what));

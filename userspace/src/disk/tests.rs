@@ -505,12 +505,7 @@ fn a_lower_image_that_changed_is_noticed() {
     let mut opened = rig.open();
     opened.record_lower().unwrap();
     assert_eq!(opened.members(Guid::TOP, false).unwrap().len(), 3);
-    let file = std::fs::File::options()
-        .write(true)
-        .open(rig.dir.join("root.hds"))
-        .unwrap();
-    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(9))
-        .unwrap();
+    touch(&rig.dir.join("root.hds"), 9);
     let e = opened.members(Guid::TOP, false).unwrap_err();
     assert_eq!(e.code(), Code::Descriptor);
     assert!(
@@ -518,7 +513,20 @@ fn a_lower_image_that_changed_is_noticed() {
         "{e}"
     );
     assert_eq!(opened.members(Guid::TOP, true).unwrap().len(), 3);
+    // Nothing but the word of somebody makes it good.
     opened.record_lower().unwrap();
+    assert!(opened.compact(&rig.fake).is_err());
+    fake::open(&rig.dir.join("root.hds"));
+    assert!(!opened.mend(&rig.fake).unwrap().is_empty());
+    assert!(opened.members(Guid::TOP, false).is_err());
+    opened.accept(&[A]).unwrap();
+    assert!(opened.members(Guid::TOP, false).is_ok());
+    // What we change ourselves is no such change.
+    let before = opened.member(A).unwrap();
+    touch(&before.path, 99);
+    opened.changed_by_us(&before).unwrap();
+    assert!(opened.members(Guid::TOP, false).is_ok());
+    assert!(opened.compact(&rig.fake).is_ok());
     assert!(opened.members(Guid::TOP, false).is_ok());
 }
 
