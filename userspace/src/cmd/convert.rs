@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `ploopctl convert`.
 
+use super::attached;
 use crate::cli::{ConvertArgs, GivenFormat, NewKind};
 use crate::descriptor::named_by;
 use crate::disk::{Live, Work};
@@ -21,6 +22,9 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     }
     if args.snapshot.is_some() {
         return param("--snapshot is for a disk with a descriptor");
+    }
+    if let (true, Some(image)) = (args.in_place, args.paths.first()) {
+        attached::must_be_alone(image, args.force)?;
     }
     match (args.in_place, args.paths.as_slice()) {
         (true, [image]) => offline::replace(image, from, target, &mut Shown::new()),
