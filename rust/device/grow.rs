@@ -12,8 +12,9 @@ use crate::{
 };
 use core::ops::Range;
 use ploop_pure::{
+    chain::{self, Member},
     rate::Pace,
-    units::{ImageCluster, INDEX_PAGE_BYTES, SECTOR_BYTES},
+    units::{ImageCluster, Level, INDEX_PAGE_BYTES, SECTOR_BYTES},
 };
 
 /// Pages of the buffer that clusters are copied through.
@@ -23,7 +24,8 @@ const BUSY_MS: u64 = 2;
 
 impl Device {
     /// Whether the disk can be made `sectors` large: EINVAL if that is less than it is, or not
-    /// whole clusters; EFBIG if the format cannot.
+    /// whole clusters, or the delta below the top ends inside one, so that the larger top could not
+    /// be attached on it again; EFBIG if the format cannot.
     pub(super) fn admit_grow(engine: &Engine<Self>, sectors: u64) -> Result {
         let chain = &engine.chain;
         let top = chain.top().ok_or(ENOENT)?;
@@ -35,6 +37,14 @@ impl Device {
         }
         if !top.is_writable() {
             return Err(EROFS);
+        }
+        let below = chain.top_level().0.checked_sub(1).map(Level);
+        if let Some(below) = below.and_then(|level| chain.delta(level)) {
+            let larger = Member {
+                size_sectors: sectors,
+                ..top.member()
+            };
+            chain::admit(1, &below.member(), &larger).map_err(|_| EINVAL)?;
         }
         top.resized(sectors).map(drop)
     }

@@ -93,6 +93,14 @@ for kind in ploop1 raw; do
     ploopctl check "$disk" >/dev/null
     ploopctl snapshot create "$disk" >/dev/null
 
+    note 'a base that is attached alone, by its name'
+    options=()
+    [[ $kind != raw ]] || options=(-f raw -b 64K)
+    device=$(attach "${options[@]}" "$disk/root.hds")
+    says 37 'is not the top' snapshot merge "$disk"
+    expect_same "$(find "$disk" -name 'root.hds*' | wc -l)" 2 'images'
+    detach "$device"
+
     note 'a base that somebody else wrote to'
     touch "$disk/root.hds"
     says 39 'was written to' attach "$disk"

@@ -3,7 +3,7 @@
 # Growth of a disk in use, step by step, over the sizes at which the index needs more
 # clusters and those in its way are moved; alone, over a lower delta, raw, and with a
 # mounted file system on a partition, which is then made larger. udev is told. What
-# cannot be is refused, and nothing is lost.
+# cannot be, or could not be attached again, is refused, and nothing is lost.
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 
@@ -111,6 +111,15 @@ kind=one
 judge
 device=$(attach -r "${images[0]}")
 refused 30 plooptest op "$device" grow $((66 << 11))
+detach "$device"
+
+note 'over a delta that ends inside a cluster'
+ploopctl create -s 1000000000 -b 1M "$SCRATCH/odd.img" >/dev/null
+ploopctl create -s 1000000000 -b 1M "$SCRATCH/top.img" >/dev/null
+device=$(attach "$SCRATCH/odd.img" "$SCRATCH/top.img")
+refused 22 plooptest op "$device" grow $((2 << 21))
+detach "$device"
+device=$(attach "$SCRATCH/odd.img" "$SCRATCH/top.img")
 detach "$device"
 
 note 'a file system on a partition'

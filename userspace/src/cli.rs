@@ -159,7 +159,7 @@ pub enum AttachFormat {
 ///
 /// The image appears under its name complete and durable, or not at all. An existing file is
 /// never overwritten.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
   ploopctl create -s 10G disk.img
@@ -263,7 +263,8 @@ Examples:
   ploopctl detach /dev/ploop0
   ploopctl detach disk.img")]
 pub struct DetachArgs {
-    /// End what it does for long, and let writes fail that wait for space; they are lost
+    /// End what it does for long, and let writes fail that wait for space; they are lost. A
+    /// descriptor that cannot be read or is locked does not keep the device
     #[arg(long)]
     pub force: bool,
     /// How long to wait for others that work on the disk
@@ -418,6 +419,9 @@ pub struct ResizeArgs {
     /// Allocate the new space of a raw image at once
     #[arg(long)]
     pub preallocate: bool,
+    /// Also an image that a descriptor beside it names, which will not know of it
+    #[arg(long)]
+    pub force: bool,
     /// How long to wait for others that work on the disk
     #[command(flatten)]
     pub wait: WaitArgs,
@@ -442,6 +446,9 @@ pub struct CompactArgs {
     /// another image, zeros hide what is below
     #[arg(long)]
     pub drop_zeros: bool,
+    /// With --drop-zeros, also an image that a descriptor beside it names
+    #[arg(long)]
+    pub force: bool,
     /// How fast the kernel may copy
     #[command(flatten)]
     pub rate: RateArgs,
@@ -498,6 +505,9 @@ pub struct ConvertArgs {
     /// Put the new image in the place of the one IMAGE. Not for an image of a chain
     #[arg(long)]
     pub in_place: bool,
+    /// With --in-place, also an image that a descriptor beside it names
+    #[arg(long)]
+    pub force: bool,
     /// With a disk, the snapshot that OUT is to be of [default: the top]
     #[arg(long, value_name = "UUID")]
     pub snapshot: Option<Guid>,

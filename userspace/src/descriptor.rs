@@ -36,17 +36,18 @@ pub struct Descriptor {
     disk: Disk,
 }
 
-/// The path of the descriptor that a command was given: a file `….xml`, or a directory with a
-/// [`NAME`] in it. `None` if it was given something else.
+/// The path of the descriptor that a command was given: a file `….xml`, or a directory, whatever
+/// its name, with a [`NAME`] in it. `None` if it was given something else. What is beside the file
+/// is beside it where it really is, so links are followed.
 pub fn named_by(path: &Path) -> Option<PathBuf> {
-    if path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("xml"))
-    {
-        return Some(path.to_owned());
-    }
-    let inside = path.join(NAME);
-    (path.is_dir() && inside.symlink_metadata().is_ok()).then_some(inside)
+    let is_xml = |p: &Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("xml"));
+    let found = if path.is_dir() {
+        let inside = path.join(NAME);
+        inside.symlink_metadata().ok().map(|_| inside)
+    } else {
+        is_xml(path).then(|| path.to_owned())
+    };
+    found.map(|path| std::fs::canonicalize(&path).unwrap_or(path))
 }
 
 impl Descriptor {

@@ -62,10 +62,17 @@ pub struct Opened {
 /// Who has images of a disk attached.
 #[derive(Debug, Default)]
 pub struct Users {
-    /// The device that writes to one of them.
-    pub writer: Option<Device>,
+    /// Those that write to one of them: more than one only if images were attached by name.
+    pub writers: Vec<Device>,
     /// Those that only read.
     pub readers: Vec<Device>,
+}
+
+impl Users {
+    /// All of them, those that write first.
+    pub fn all(&self) -> impl Iterator<Item = &Device> {
+        self.writers.iter().chain(&self.readers)
+    }
 }
 
 impl Opened {
@@ -118,7 +125,7 @@ impl Opened {
             match (deltas.is_empty(), deltas.iter().all(|d| d.read_only)) {
                 (true, _) => {}
                 (false, true) => users.readers.push(device),
-                (false, false) => users.writer = Some(device),
+                (false, false) => users.writers.push(device),
             }
         }
         Ok(users)

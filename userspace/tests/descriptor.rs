@@ -90,6 +90,23 @@ fn a_disk_lives_its_life() {
     on(&disk, &["snapshot", "switch", "--uuid", A])
         .expect(38)
         .says(&["being removed"]);
+    // Nor is it handed out: a part of what came later may be in it.
+    on(&disk, &["attach", "-r", "--snapshot", A])
+        .expect(38)
+        .says(&["being removed"]);
+    let out = scratch.path("out");
+    ploopctl(&[
+        "convert",
+        "-f",
+        "raw",
+        "--snapshot",
+        A,
+        disk.to_str().unwrap(),
+        out.to_str().unwrap(),
+    ])
+    .expect(38)
+    .says(&["being removed"]);
+    assert!(!out.exists());
     on(&disk, &["snapshot", "delete", "--uuid", B]).expect(0);
     on(&disk, &["snapshot", "delete", "--uuid", B])
         .expect(43)
@@ -182,6 +199,124 @@ fn a_missing_image_of_another_branch_is_in_nobodys_way() {
     fs::remove_file(lost).unwrap();
     on(&disk, &["descriptor", "validate"]).expect(39);
     on(&disk, &["snapshot", "create"]).expect(0);
+    let hint = format!("snapshot delete --uuid {B}");
+    on(&disk, &["recover"]).expect(0).says(&[&hint]);
+    on(&disk, &["compact"]).expect(0).says(&[&hint]);
+    on(&disk, &["check", "--repair"]).expect(4).says(&[&hint]);
+    assert_eq!(on(&disk, &["check"]).out.matches("No damage").count(), 3);
+    let copy = disk.join("copy.hds");
+    fs::copy(disk.join("root.hds"), &copy).unwrap();
+    on(&disk, &["replace", "--level", "0", copy.to_str().unwrap()]).expect(0);
+    on(&disk, &["snapshot", "delete", "--uuid", B]).expect(0);
+    on(&disk, &["check"]).expect(0);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+}
+
+/// One alone became a whole disk, with holes where the image below it had data.
+#[test]
+fn a_lone_delta_makes_no_disk() {
+    let scratch = Scratch::new("desc-lone");
+    let disk = new_disk(&scratch, "d", &[]);
+    snapshot(&disk, A);
+    let [base, top] = files(&disk).try_into().unwrap();
+    fs::remove_file(xml(&disk)).unwrap();
+    fs::rename(&base, scratch.path("base")).unwrap();
+    on(&disk, &["descriptor", "restore"])
+        .expect(38)
+        .says(&["named like a delta", &top]);
+    assert!(!xml(&disk).exists());
+    let dir = disk.to_str().unwrap();
+    ploopctl(&["descriptor", "restore", dir, &top]).expect(0);
+    assert_eq!(files(&disk), [top]);
+}
+
+#[test]
+fn a_disk_is_of_whole_clusters_and_made_whole_or_not_at_all() {
+    let scratch = Scratch::new("desc-make");
+    let make = |name: &str, args: &[&str]| {
+        let mut all = vec!["create", "--descriptor"];
+        all.extend(args);
+        on(&scratch.path(name), &all)
+    };
+    for kind in ["ploop1", "raw"] {
+        make(kind, &["-f", kind, "-s", "1000000000"])
+            .expect(0)
+            .says(&["multiple of its clusters"]);
+        let disk = scratch.path(kind);
+        snapshot(&disk, A);
+        on(&disk, &["resize", "-s", "2G"]).expect(0);
+        on(&disk, &["descriptor", "validate"]).expect(0);
+    }
+    make("bad", &["-f", "raw", "-s", "1M", "-b", "5000"]).expect(38);
+    assert!(!scratch.path("bad").exists());
+    fs::create_dir(scratch.path("there")).unwrap();
+    make("there", &["-f", "raw", "-s", "1M", "-b", "5000"]).expect(38);
+    assert_eq!(fs::read_dir(scratch.path("there")).unwrap().count(), 0);
+}
+
+/// An image that others made may end inside a cluster.
+#[test]
+fn what_could_not_be_attached_any_more_is_not_grown() {
+    let scratch = Scratch::new("desc-uneven");
+    let disk = scratch.path("d");
+    fs::create_dir(&disk).unwrap();
+    scratch.create("d/o", &["-s", "1000000000"]);
+    on(&disk, &["descriptor", "restore"]).expect(0);
+    snapshot(&disk, A);
+    let before = fs::read_to_string(xml(&disk)).unwrap();
+    on(&disk, &["resize", "-s", "2G"])
+        .expect(38)
+        .says(&["multiple of the cluster size", "snapshot merge --all"]);
+    assert_eq!(fs::read_to_string(xml(&disk)).unwrap(), before);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+    on(&disk, &["snapshot", "merge", "--all"]).expect(0);
+    on(&disk, &["resize", "-s", "2G"]).expect(0);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+}
+
+#[test]
+fn a_disk_is_found_by_any_name() {
+    let scratch = Scratch::new("desc-names");
+    let disk = new_disk(&scratch, "d.xml", &[]);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+    let link = scratch.path("link.xml");
+    std::os::unix::fs::symlink(xml(&disk), &link).unwrap();
+    for command in [
+        "snapshot create",
+        "info",
+        "descriptor validate",
+        "snapshot list",
+    ] {
+        let args: Vec<_> = command.split(' ').collect();
+        on(&link, &args).expect(0);
+    }
+    assert!(link.symlink_metadata().unwrap().is_symlink());
+    assert_eq!(files(&link), files(&disk));
+    for args in [&["detach", "--force"][..], &["op", "status"], &["trim"]] {
+        on(&link, args)
+            .expect(40)
+            .says(&[&format!("{}/root.hds.", disk.display())]);
+    }
+}
+
+#[test]
+fn an_image_of_a_disk_is_not_changed_alone() {
+    let scratch = Scratch::new("desc-alone");
+    let disk = new_disk(&scratch, "d", &[]);
+    let image = disk.join("root.hds");
+    for args in [
+        &["resize", "-s", "2M"][..],
+        &["compact", "--drop-zeros"],
+        &["convert", "-f", "preallocated", "--in-place"],
+    ] {
+        let before = fs::read(&image).unwrap();
+        on(&image, args)
+            .expect(38)
+            .says(&["is an image of the disk", "--force"]);
+        assert_eq!(fs::read(&image).unwrap(), before);
+        let forced = [args, &["--force"]].concat();
+        on(&image, &forced).expect(0);
+    }
 }
 
 #[test]

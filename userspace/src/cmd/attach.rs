@@ -11,9 +11,10 @@
 
 use super::control::{self, Making};
 use crate::cli::{AttachArgs, AttachFormat};
+use crate::descriptor::guid::Guid;
 use crate::descriptor::named_by;
 use crate::dev::{self, Control, Delta};
-use crate::disk::{Live, Opened, Work};
+use crate::disk::{self, Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::create::cluster_size;
 use crate::image::{mend, Access, Image, Kind, Report};
@@ -80,7 +81,7 @@ pub fn run(args: &AttachArgs) -> Result<()> {
     let descriptors = args.images.iter().filter(|p| named_by(p).is_some()).count();
     let live = Live::default();
     // The locks of a disk are held to the end.
-    let (_disk, args) = match (args.images.as_slice(), descriptors) {
+    let (mut disk, args) = match (args.images.as_slice(), descriptors) {
         (_, 0) if args.snapshot.is_some() || args.force => {
             let what = "--snapshot and --force are for disks with a descriptor";
             return Err(Error::new(Code::Param, what));
@@ -96,7 +97,15 @@ pub fn run(args: &AttachArgs) -> Result<()> {
             return Err(Error::new(Code::Param, what));
         }
     };
+    let before = match &disk {
+        Some(disk) if !args.read_only => disk.members(disk.descriptor().disk().top, true)?,
+        Some(_) | None => Vec::new(),
+    };
     let attached = images(&args)?;
+    if let Some(Err(e)) = disk.as_mut().map(|disk| record(disk, &before, args.force)) {
+        // It is attached all the same.
+        output::note(&format!("note: {e}"));
+    }
     let device = dev::Device::path(attached.index);
     if !args.json {
         return output::text(&format!("{}\n", device.display()));
@@ -112,15 +121,33 @@ pub fn run(args: &AttachArgs) -> Result<()> {
     })
 }
 
+/// Writes down what lower images, which were as `before`, are now that we may have mended them. What
+/// somebody else changed and was forced was meant.
+fn record(disk: &mut Opened, before: &[disk::Member], force: bool) -> Result<()> {
+    for member in before {
+        disk.changed_by_us(member)?;
+    }
+    if force {
+        let chain: Vec<_> = before.iter().map(|m| m.guid).collect();
+        disk.accept(&chain)?;
+    }
+    Ok(())
+}
+
 /// The arguments that attach `disk`, or a snapshot of it.
 pub fn args_of(disk: &Opened, args: &AttachArgs) -> Result<AttachArgs> {
     if args.format != AttachFormat::Auto || args.cluster.is_some() {
         let what = "-f and -b are not for a disk: its descriptor says what they would";
         return Err(Error::new(Code::Param, what));
     }
-    let top = disk.descriptor().disk().top;
-    let guid = args.snapshot.unwrap_or(top);
-    disk.must_exist(guid)?;
+    let guid = args.snapshot.unwrap_or(disk.descriptor().disk().top);
+    disk.must_be_whole(guid)?;
+    args_of_delta(disk, guid, args)
+}
+
+/// The same of any delta, also one that is being removed: `fscheck` marks its own as soon as it is
+/// made.
+pub fn args_of_delta(disk: &Opened, guid: Guid, args: &AttachArgs) -> Result<AttachArgs> {
     let members = disk.members(guid, args.force)?;
     let is_raw = members.first().is_some_and(|m| m.header.is_none());
     let (format, cluster) = if is_raw {

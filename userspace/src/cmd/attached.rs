@@ -2,10 +2,11 @@
 //! What is attached, found by any of its names; and the disk that a device is of.
 
 use super::Target;
-use crate::descriptor::model::Disk;
+use crate::descriptor::model::{Disk, ROOTS};
 use crate::descriptor::{self, store, Descriptor};
 use crate::error::{Code, Error, Result};
-use crate::sysfs::{Device, Sysfs};
+use crate::sysfs::{Delta, Device, Sysfs};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -74,7 +75,7 @@ pub fn subject(target: &Path) -> Result<Subject> {
             Error::new(Code::InUse, what).hint(format!("'ploopctl detach {at}' detaches it"))
         );
     }
-    Ok(match descriptor_of(&device) {
+    Ok(match descriptor_of(&device)? {
         Some(path) => Subject::Disk(path),
         None => Subject::Device(device),
     })
@@ -84,21 +85,131 @@ fn is_top(device: &Device, path: &Path) -> bool {
     device.top().is_some() && device.delta_of(path) == device.top()
 }
 
-/// The descriptor beside the top of `device` that names the images of it.
-pub fn descriptor_of(device: &Device) -> Option<PathBuf> {
-    let top = device.top()?.reachable().ok()?;
-    let path = top.parent()?.join(descriptor::NAME);
-    let descriptor = Descriptor::parse(&path, &store::read(&path).ok()?).ok()?;
-    names(&path, descriptor.disk(), top).then_some(path)
+/// The descriptor that names the top of `device`.
+pub fn descriptor_of(device: &Device) -> Result<Option<PathBuf>> {
+    match device.top().map(Delta::reachable) {
+        // A disk that cannot be reached from here cannot be worked on either.
+        None | Some(Err(_)) => Ok(None),
+        Some(Ok(top)) => naming(top),
+    }
+}
+
+/// Refuses an image that a descriptor names: what is done to it alone, the descriptor and the other
+/// images do not know of.
+pub fn must_be_alone(image: &Path, force: bool) -> Result<()> {
+    let descriptor = match fs::canonicalize(image) {
+        // What cannot be opened is said by who opens it.
+        Err(_) => None,
+        Ok(_) if force => None,
+        Ok(real) => naming(&real)?,
+    };
+    let Some(descriptor) = descriptor else {
+        return Ok(());
+    };
+    let (at, of) = (image.display(), descriptor.display());
+    let what = format!("{at} is an image of the disk {of}");
+    Err(Error::new(Code::Param, what).hint(format!(
+        "give the disk, {of}; --force changes the image alone, and what builds on it may be lost"
+    )))
+}
+
+/// The descriptor that names `image`, a path without symbolic links: beside it or, as an image may
+/// be in a directory below, above. One that cannot be understood may be that one.
+fn naming(image: &Path) -> Result<Option<PathBuf>> {
+    for dir in image.ancestors().skip(1) {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = entries.map(|e| e.path()).filter(|p| is_xml(p)).collect();
+        // The usual one first.
+        paths.sort_by_key(|p| (!p.ends_with(descriptor::NAME), p.clone()));
+        for path in paths {
+            if is_named_in(&path, image)? {
+                return Ok(Some(path));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn is_xml(path: &Path) -> bool {
+    let is_so_called = path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("xml"));
+    is_so_called && path.is_file()
+}
+
+fn is_named_in(path: &Path, image: &Path) -> Result<bool> {
+    let is_beside = path.parent() == image.parent() && path.ends_with(descriptor::NAME);
+    let text = match store::read(path) {
+        Ok(text) => text,
+        Err(e) if is_beside => return Err(e),
+        Err(_) => return Ok(false),
+    };
+    let name = image
+        .file_name()
+        .and_then(OsStr::to_str)
+        .unwrap_or_default();
+    match Descriptor::parse(path, &text) {
+        Ok(descriptor) => Ok(names(path, descriptor.disk(), image)),
+        Err(e) if is_beside || (is_a_descriptor(&text) && text.contains(name)) => Err(e),
+        Err(_) => Ok(false),
+    }
+}
+
+fn is_a_descriptor(text: &str) -> bool {
+    ROOTS.iter().any(|root| text.contains(&format!("<{root}")))
 }
 
 fn names(path: &Path, disk: &Disk, image: &Path) -> bool {
-    let Ok(image) = fs::canonicalize(image) else {
-        return false;
-    };
     let mut files = disk
         .images
         .iter()
         .map(|i| store::dir_of(path).join(&i.file));
     files.any(|file| fs::canonicalize(file).is_ok_and(|f| f == image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::edit;
+
+    /// The descriptor of a disk whose image is in a directory below, or that has another name, was
+    /// overlooked, and `merge /dev/ploop0` left it behind.
+    #[test]
+    fn the_descriptor_of_an_image_is_found() {
+        let dir = std::env::temp_dir().join(format!("ploopctl-naming-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("img/deep")).unwrap();
+        let dir = fs::canonicalize(&dir).unwrap();
+        let image = dir.join("img/deep/n.hds");
+        fs::write(&image, "").unwrap();
+        let text = edit::new_text(64, 64, false, false, "img/deep/n.hds");
+        assert_eq!(naming(&image).unwrap(), None);
+        let other = dir.join("Disk.XML");
+        fs::write(&other, &text).unwrap();
+        fs::write(dir.join("a.xml"), "<settings/>").unwrap();
+        fs::write(dir.join("b.xml"), [0xff]).unwrap();
+        assert_eq!(naming(&image).unwrap(), Some(other.clone()));
+        assert_eq!(naming(&dir.join("img/n.hds")).unwrap(), None);
+        let usual = dir.join(descriptor::NAME);
+        fs::write(&usual, &text).unwrap();
+        assert_eq!(naming(&image).unwrap(), Some(usual.clone()));
+        assert_eq!(
+            must_be_alone(&image, false).unwrap_err().code(),
+            Code::Param
+        );
+        must_be_alone(&image, true).unwrap();
+        // It cannot be told whether these are of the image.
+        fs::remove_file(&other).unwrap();
+        fs::write(&usual, text.replace("<End>64", "<End>65")).unwrap();
+        assert_eq!(naming(&image).unwrap_err().code(), Code::Descriptor);
+        fs::write(
+            &usual,
+            text.replace("n.hds", "m.hds").replace("<End>64", "<End>65"),
+        )
+        .unwrap();
+        assert_eq!(naming(&image).unwrap(), None);
+        fs::write(image.with_file_name(descriptor::NAME), "").unwrap();
+        assert_eq!(naming(&image).unwrap_err().code(), Code::Descriptor);
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

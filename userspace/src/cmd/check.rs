@@ -4,7 +4,8 @@
 use super::info::extension_name;
 use super::Target;
 use crate::cli::CheckArgs;
-use crate::disk::{Live, Work};
+use crate::descriptor::guid::Guid;
+use crate::disk::{Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::{repair, Access, Image, Kind, Report};
 use crate::locks::{ImageLock, Use};
@@ -108,39 +109,23 @@ fn disk(job: &Job, path: &Path, args: &CheckArgs) -> Result<()> {
     let outside = Live::default();
     let mut opened = super::disk::open(path, &outside, Work::Long, &args.wait)?;
     let users = opened.users(&outside)?;
-    if let Some(device) = users.writer.or_else(|| users.readers.into_iter().next()) {
+    if let Some(device) = users.all().next() {
         let single = Job {
             repair: job.repair,
             json: job.json,
             collected: None,
         };
-        return live(&single, &device);
+        return live(&single, device);
     }
     let top = opened.descriptor().disk().top;
-    let members = opened.members(top, true)?;
+    opened.members(top, true)?;
     let mut verdict = Ok(());
-    for image in &opened.descriptor().disk().images {
-        let file = opened.file(image)?;
-        let is_raw = members
-            .iter()
-            .any(|m| m.guid == image.guid && m.header.is_none());
-        if is_raw {
-            if !job.json {
-                output::text(&format!("{}: raw, nothing to check\n", file.display()))?;
-            }
-            continue;
-        }
-        if !job.json {
-            output::text(&format!("{}:\n", file.display()))?;
-        }
-        let one = self::image(job, &file);
+    for image in opened.descriptor().disk().images.clone() {
+        let one = one_of_disk(job, &mut opened, image.guid);
         if let Err(e) = &one {
             output::note(&e.without_hint());
         }
         verdict = verdict.and(one);
-    }
-    if job.repair {
-        opened.record_lower()?;
     }
     if let Some(all) = &job.collected {
         output::json(&DiskAnswer {
@@ -149,6 +134,30 @@ fn disk(job: &Job, path: &Path, args: &CheckArgs) -> Result<()> {
         })?;
     }
     verdict
+}
+
+/// One that is missing is damage, too, if only to the snapshots that build on it.
+fn one_of_disk(job: &Job, disk: &mut Opened, guid: Guid) -> Result<()> {
+    let member = disk.member(guid).map_err(|e| {
+        e.hint(format!(
+            "restore it from a backup, or drop what builds on it: 'ploopctl snapshot delete --uuid {guid}'"
+        ))
+    })?;
+    let at = member.path.display();
+    if member.header.is_none() {
+        return match job.json {
+            true => Ok(()),
+            false => output::text(&format!("{at}: raw, nothing to check\n")),
+        };
+    }
+    if !job.json {
+        output::text(&format!("{at}:\n"))?;
+    }
+    let checked = image(job, &member.path);
+    if job.repair {
+        disk.changed_by_us(&member)?;
+    }
+    checked
 }
 
 fn attached(path: &Path, device: &Device) -> Error {

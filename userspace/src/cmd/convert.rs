@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `ploopctl convert`.
 
+use super::attached;
 use crate::cli::{ConvertArgs, GivenFormat, NewKind};
 use crate::descriptor::named_by;
 use crate::disk::{Live, Work};
@@ -21,6 +22,9 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     }
     if args.snapshot.is_some() {
         return param("--snapshot is for a disk with a descriptor");
+    }
+    if let (true, Some(image)) = (args.in_place, args.paths.first()) {
+        attached::must_be_alone(image, args.force)?;
     }
     match (args.in_place, args.paths.as_slice()) {
         (true, [image]) => offline::replace(image, from, target, &mut Shown::new()),
@@ -47,7 +51,7 @@ fn disk(args: &ConvertArgs, path: &Path, target: Target) -> Result<()> {
     let live = Live::default();
     let disk = super::disk::open(path, &live, Work::Long, &args.wait)?;
     let guid = args.snapshot.unwrap_or(disk.descriptor().disk().top);
-    disk.must_exist(guid)?;
+    disk.must_be_whole(guid)?;
     let members = disk.members(guid, false)?;
     let from = match members.first() {
         Some(base) if base.header.is_none() => Format::Raw,

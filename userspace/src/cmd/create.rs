@@ -6,6 +6,7 @@ use crate::descriptor::lock::{FileLock, Patience};
 use crate::descriptor::{self, edit, store, Descriptor};
 use crate::error::{Code, Error, Result};
 use crate::image::create::{self, Space};
+use crate::output;
 use crate::size::human;
 use ploop_pure::layout::ploop1::{Header, Version};
 use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
@@ -40,6 +41,12 @@ fn disk(args: &CreateArgs, space: Space) -> Result<()> {
     let dir = &args.image;
     let failed =
         |what: &str, e| Error::io(Code::Create, format!("cannot {what} {}", dir.display()), e);
+    // Before there is anything that would be left.
+    let cluster = match args.cluster {
+        Some(bytes) => create::cluster_size(bytes)?,
+        None => ClusterSize::DEFAULT,
+    };
+    let args = &whole_clusters(args, cluster)?;
     let path = dir.join(descriptor::NAME);
     if path.symlink_metadata().is_ok() {
         let what = format!("{} exists already and is left as it is", path.display());
@@ -56,10 +63,6 @@ fn disk(args: &CreateArgs, space: Space) -> Result<()> {
     let file = "root.hds";
     let made = image(args, &whole.join(file), space);
     let stored = made.and_then(|()| {
-        let cluster = match args.cluster {
-            Some(bytes) => create::cluster_size(bytes)?,
-            None => ClusterSize::DEFAULT,
-        };
         let is_raw = args.format == NewFormat::Raw;
         let size = args.size / SECTOR_BYTES;
         let text = edit::new_text(size, cluster.sectors(), is_raw, args.preallocate, file);
@@ -75,6 +78,25 @@ fn disk(args: &CreateArgs, space: Space) -> Result<()> {
     stored?;
     // The name of the directory, too.
     store::sync_dir(&whole)
+}
+
+/// What ends inside a cluster could not grow once there is a snapshot of it, or, raw, have one.
+fn whole_clusters(args: &CreateArgs, cluster: ClusterSize) -> Result<CreateArgs> {
+    let size = args.size.checked_next_multiple_of(cluster.bytes());
+    let Some(size) = size.filter(|s| i64::try_from(*s).is_ok()) else {
+        let what = format!("a disk of {} is too large for any file", human(args.size));
+        return Err(Error::new(Code::Param, what));
+    };
+    if size != args.size {
+        output::note(&format!(
+            "note: the size of the disk is {size} bytes: a multiple of its clusters of {}",
+            human(cluster.bytes())
+        ));
+    }
+    Ok(CreateArgs {
+        size,
+        ..args.clone()
+    })
 }
 
 fn image(args: &CreateArgs, path: &Path, space: Space) -> Result<()> {

@@ -5,7 +5,8 @@
 use super::attached::{self, of_image};
 use super::{control, Target};
 use crate::cli::DetachArgs;
-use crate::disk::{Live, Work};
+use crate::disk::intent::{Intent, Operation};
+use crate::disk::{Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::locks::Turn;
 use crate::operate;
@@ -31,9 +32,44 @@ fn orderly(sysfs: &Sysfs, args: &DetachArgs) -> Result<()> {
     let device = match Target::resolve(&args.target, sysfs)? {
         Target::Device(device) => *device,
         Target::Image(path) => of_image(sysfs, &path)?,
+        Target::Disk(path) if is_left_for_later(&path, args) => attached::device(&path)?,
         Target::Disk(path) => return of_disk(&path, args),
     };
-    device_cleanly(sysfs, &device)
+    match disk_of(&device, args) {
+        Ok(Some(disk)) => from_disk(sysfs, disk, &device),
+        Ok(None) => device_cleanly(sysfs, &device),
+        Err(e) if args.force => {
+            output::note(&format!("note: {e}"));
+            device_cleanly(sysfs, &device)
+        }
+        Err(e) => Err(e.or_hint("--force detaches the device all the same")),
+    }
+}
+
+/// The disk that `device` writes to: what is unfinished there is told by the device, and by nothing
+/// when it is gone. One that only reads tells nothing, and may go while others have the locks; one
+/// that is busy is refused by the kernel.
+fn disk_of(device: &Device, args: &DetachArgs) -> Result<Option<Opened>> {
+    if device.read_only || device.maintenance != "off" {
+        return Ok(None);
+    }
+    let path = attached::descriptor_of(device)?;
+    path.filter(|path| !is_left_for_later(path, args))
+        .map(|path| super::disk::open(&path, &Live::default(), Work::Short, &args.wait))
+        .transpose()
+}
+
+/// What is forced does not begin again what it has just ended. The images tell as much of it as the
+/// device.
+fn is_left_for_later(path: &Path, args: &DetachArgs) -> bool {
+    let is_long = |intent: &Intent| match intent.operation {
+        Operation::Merge { .. } | Operation::Grow { .. } => true,
+        Operation::Snapshot { .. }
+        | Operation::Switch { .. }
+        | Operation::Delete { .. }
+        | Operation::Replace { .. } => false,
+    };
+    args.force && matches!(Intent::load(path), Ok(Some(i)) if is_long(&i))
 }
 
 /// What was done to a device so that nothing holds it up.
@@ -87,19 +123,23 @@ impl<'a> Forced<'a> {
     }
 }
 
-/// Detaches a disk, and writes down what its lower images are now.
 fn of_disk(path: &Path, args: &DetachArgs) -> Result<()> {
     let live = Live::default();
-    let mut disk = super::disk::open(path, &live, Work::Short, &args.wait)?;
+    let disk = super::disk::open(path, &live, Work::Short, &args.wait)?;
     let sysfs = Sysfs::default();
     let top = disk.file(disk.descriptor().top())?;
     let users = disk.users(&live)?;
-    let device = match users.writer {
+    let device = match users.writers.into_iter().next() {
         Some(device) => device,
         None => of_image(&sysfs, &top)?,
     };
-    device_cleanly(&sysfs, &device)?;
-    if disk.users(&live)?.writer.is_none() {
+    from_disk(&sysfs, disk, &device)
+}
+
+/// Detaches `device` of a disk, and writes down what its lower images are now.
+fn from_disk(sysfs: &Sysfs, mut disk: Opened, device: &Device) -> Result<()> {
+    device_cleanly(sysfs, device)?;
+    if disk.users(&Live::default())?.writers.is_empty() {
         disk.record_lower()?;
     }
     Ok(())

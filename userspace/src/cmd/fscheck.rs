@@ -18,7 +18,7 @@ use std::process::Stdio;
 pub fn run(args: &FscheckArgs) -> Result<()> {
     let live = Live::default();
     let mut disk = disk::open(&args.disk.disk, &live, Work::Long, &args.disk.wait)?;
-    if disk.users(&live)?.writer.is_none() {
+    if disk.users(&live)?.writers.is_empty() {
         return look(&disk, None);
     }
     let uuid = disk.snapshot(&live, None, Freeze::Yes)?;
@@ -39,11 +39,11 @@ pub fn run(args: &FscheckArgs) -> Result<()> {
 fn look(disk: &Opened, snapshot: Option<Guid>) -> Result<()> {
     let asked = AttachArgs {
         read_only: true,
-        snapshot,
         force: true,
         ..AttachArgs::default()
     };
-    let attached = attach::images(&attach::args_of(disk, &asked)?)?;
+    let guid = snapshot.unwrap_or(disk.descriptor().disk().top);
+    let attached = attach::images(&attach::args_of_delta(disk, guid, &asked)?)?;
     let verdict = check_all(disk, attached.index);
     let sysfs = Sysfs::default();
     if let Some(device) = sysfs.device(attached.index)? {

@@ -45,7 +45,7 @@ fn level(args: &MergeArgs, device: &Device, level: u32) -> Result<()> {
         let what = format!("{at} has no level {level} with another below it");
         return Err(Error::new(Code::Param, what).hint("'ploopctl info' shows the levels"));
     };
-    if let Some(path) = attached::descriptor_of(device) {
+    if let Some(path) = attached::descriptor_of(device)? {
         let live = Live::limited(args.rate.rate);
         let mut disk = super::disk::open(&path, &live, Work::Long, &args.wait)?;
         let images = &disk.descriptor().disk().images;

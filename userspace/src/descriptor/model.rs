@@ -6,17 +6,40 @@ use super::guid::Guid;
 use super::xml::Element;
 use ploop_pure::chain::DELTAS_MAX;
 use ploop_pure::units::ClusterSize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What an image was when it was last closed: a lower image does not change after that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Length in bytes.
     pub len_bytes: u64,
     /// Inode number.
     pub ino: u64,
     /// Time of the last change, in nanoseconds since 1970.
+    #[serde(with = "as_text")]
     pub mtime_ns: i128,
+}
+
+/// JSON has no numbers of that size.
+mod as_text {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(number: &i128, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(number)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<i128, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl Record {
+    /// Whether nobody wrote between the two: a copy that kept its time is no change.
+    pub fn is_same_state(self, other: Self) -> bool {
+        (self.len_bytes, self.mtime_ns) == (other.len_bytes, other.mtime_ns)
+    }
 }
 
 /// An image file.

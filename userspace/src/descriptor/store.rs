@@ -26,8 +26,13 @@ pub fn dir_of(path: &Path) -> &Path {
     }
 }
 
-/// Reads a small text file.
+/// Reads a descriptor.
 pub fn read(path: &Path) -> Result<String> {
+    read_up_to(path, LEN_MAX)
+}
+
+/// Reads a text file of at most `len_max` bytes.
+pub fn read_up_to(path: &Path, len_max: u64) -> Result<String> {
     let at = path.display();
     let mut text = String::new();
     let file = File::open(path).map_err(|e| {
@@ -40,11 +45,11 @@ pub fn read(path: &Path) -> Result<String> {
         }
     })?;
     let len = file
-        .take(LEN_MAX + 1)
+        .take(len_max + 1)
         .read_to_string(&mut text)
         .map_err(|e| Error::io(Code::Read, format!("cannot read {at}"), e))?;
-    if len as u64 > LEN_MAX {
-        let what = format!("{at} is not a valid descriptor: it is longer than {LEN_MAX} bytes");
+    if len as u64 > len_max {
+        let what = format!("{at} is not a valid descriptor: it is longer than {len_max} bytes");
         return Err(Error::new(Code::Descriptor, what));
     }
     Ok(text)

@@ -8,7 +8,7 @@ use crate::descriptor::{store, Descriptor};
 use crate::error::{Code, Error, Result};
 use crate::image::{mend, Access, Image, Kind};
 use crate::locks::{ImageLock, Use};
-use ploop_pure::chain::{self, Member as Fit};
+use ploop_pure::chain::{self, Member as Fit, Misfit};
 use ploop_pure::layout::ploop1::{Header, Mark, Version};
 use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub struct Member {
 }
 
 impl Member {
-    fn read(path: &Path, guid: Guid, is_raw: bool) -> Result<Self> {
+    pub(super) fn read(path: &Path, guid: Guid, is_raw: bool) -> Result<Self> {
         let image = Image::open(path, Access::Read)?;
         let meta = image
             .file()
@@ -76,6 +76,23 @@ impl Member {
         self.header.map_or(Version::V2, |h| h.version)
     }
 
+    /// The same with another size.
+    pub(super) fn resized(&self, size_sectors: u64) -> Self {
+        Self {
+            size_sectors,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it can build on `below`.
+    pub(super) fn must_fit_on(
+        &self,
+        below: &Self,
+        cluster: ClusterSize,
+    ) -> std::result::Result<(), Misfit> {
+        chain::admit(1, &below.fit(cluster), &self.fit(cluster))
+    }
+
     fn fit(&self, cluster: ClusterSize) -> Fit {
         Fit {
             kind: self
@@ -110,7 +127,27 @@ impl Opened {
         Member::read(&self.file(image)?, guid, is_raw)
     }
 
-    fn is_raw(&self, guid: Guid) -> bool {
+    /// All deltas whose files can be looked at, and what is wrong with the others. Nobody can do
+    /// without those that the top builds on, or itself.
+    pub fn present(&self) -> Result<(Vec<Member>, Vec<String>)> {
+        let disk = self.descriptor.disk();
+        let needed = disk.chain(disk.top).unwrap_or_default();
+        let (mut members, mut absent) = (Vec::new(), Vec::new());
+        for image in &disk.images {
+            match self.member(image.guid) {
+                Ok(member) => members.push(member),
+                Err(e) if needed.contains(&image.guid) => return Err(e),
+                Err(e) => absent.push(format!(
+                    "{}; left out, as the disk does not need it: 'ploopctl snapshot delete --uuid {}' removes it",
+                    e.without_hint(),
+                    image.guid
+                )),
+            }
+        }
+        Ok((members, absent))
+    }
+
+    pub(super) fn is_raw(&self, guid: Guid) -> bool {
         is_raw(&self.descriptor, guid)
     }
 
@@ -167,6 +204,37 @@ impl Opened {
         let guid =
             Guid::random().map_err(|e| Error::io(Code::System, "cannot get random numbers", e))?;
         Ok(format!("{stem}.{guid}"))
+    }
+
+    /// The file `name` of an operation, if it is there to be removed. One outside the directory of
+    /// the descriptor is another disk's, whose descriptor was copied with the names in it; one that
+    /// is also an image under another name stays.
+    pub(super) fn removable(&self, name: &str) -> Result<Option<PathBuf>> {
+        let path = self.other_file(name);
+        let failed = |e| Error::io(Code::Open, format!("cannot look at {}", path.display()), e);
+        let real = match fs::canonicalize(&path) {
+            Ok(real) => real,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let dir = fs::canonicalize(store::dir_of(&self.path)).map_err(failed)?;
+        if !real.starts_with(&dir) {
+            let what = format!(
+                "{} is to be removed, but is not in the directory of the descriptor, {}",
+                real.display(),
+                dir.display()
+            );
+            return Err(Error::new(Code::Descriptor, what).hint(
+                "it may be of the disk that this one is a copy of: correct the names in the descriptor",
+            ));
+        }
+        let images = self.descriptor.disk().images.iter();
+        let mut others = images.filter(|i| i.file != name);
+        if others.any(|i| fs::canonicalize(dir_join(&self.path, i)).is_ok_and(|f| f == real)) {
+            let what = format!("{name} is to be removed, but is another image of the disk, too");
+            return Err(Error::new(Code::Descriptor, what));
+        }
+        Ok(Some(path))
     }
 
     /// The path of a file that the descriptor does not have, or not any more.
@@ -278,8 +346,7 @@ fn difference(image: &ImageEntry, then: Record, now: Record) -> Option<String> {
         );
         return Some(what);
     }
-    // A copy that kept its time is no change.
-    (then.mtime_ns != now.mtime_ns).then(|| {
+    (!then.is_same_state(now)).then(|| {
         let seconds = (now.mtime_ns - then.mtime_ns) / 1_000_000_000;
         let inode = if then.ino == now.ino {
             ""
@@ -301,7 +368,7 @@ fn fits(descriptor: &Descriptor, members: &BTreeMap<Guid, Member>, wrong: &mut V
         else {
             continue;
         };
-        if let Err(misfit) = chain::admit(1, &below.fit(disk.cluster), &member.fit(disk.cluster)) {
+        if let Err(misfit) = member.must_fit_on(below, disk.cluster) {
             let (file, on) = (
                 &descriptor.image(shot.guid).file,
                 &descriptor.image(shot.parent).file,

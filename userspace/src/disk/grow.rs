@@ -4,8 +4,10 @@
 use super::intent::{Intent, Operation};
 use super::outside::{Base, Outside};
 use super::recover::Verdict;
-use super::Opened;
+use super::{Member, Opened};
+use crate::descriptor::guid::Guid;
 use crate::error::{Code, Error, Result};
+use crate::output;
 use ploop_pure::units::SECTOR_BYTES;
 use std::path::PathBuf;
 
@@ -26,6 +28,7 @@ impl Opened {
         }
         self.members(disk.top, true)?;
         let top = self.member(disk.top)?;
+        self.may_grow(&top, sectors)?;
         let writer = self.writer(&self.users(outside)?)?;
         let after = self
             .descriptor
@@ -53,6 +56,26 @@ impl Opened {
         Ok(true)
     }
 
+    /// The larger top must fit on its parent: what ends inside a cluster cannot be built upon by
+    /// what is larger, and such a disk would not be attached any more.
+    fn may_grow(&self, top: &Member, sectors: u64) -> Result<()> {
+        let disk = self.descriptor.disk();
+        let parent = disk.shot(disk.top).map_or(Guid::NULL, |s| s.parent);
+        if parent == Guid::NULL {
+            return Ok(());
+        }
+        let below = self.member(parent)?;
+        let larger = top.resized(sectors);
+        larger.must_fit_on(&below, disk.cluster).map_err(|misfit| {
+            let what = format!(
+                "{} cannot have {sectors} sectors: {misfit}",
+                self.path.display()
+            );
+            Error::new(Code::Param, what)
+                .hint("'ploopctl snapshot merge --all' makes one image of it, which can grow")
+        })
+    }
+
     /// Makes images shorter by what they do not use: that of the top if the disk is attached, else
     /// all. Their names and by how many bytes. Ended anywhere, it can be begun again.
     pub fn compact(&mut self, outside: &dyn Outside) -> Result<Vec<(PathBuf, u64)>> {
@@ -63,17 +86,14 @@ impl Opened {
         }
         let disk = self.descriptor.disk().clone();
         self.members(disk.top, false)?;
+        let (members, absent) = self.present()?;
+        for what in &absent {
+            output::note(what);
+        }
         let mut done = Vec::new();
-        for image in &disk.images {
-            let member = self.member(image.guid)?;
-            if member.header.is_none() {
-                continue;
-            }
+        for member in members.into_iter().filter(|m| m.header.is_some()) {
             self.must_be_unused(&member.path, &outside.devices()?)?;
-            // It changes now, by us.
-            if image.record.is_some() {
-                self.record(image.guid, None)?;
-            }
+            self.about_to_change(&member)?;
             let freed = outside.compact_file(&member.path)?;
             done.push((member.path, freed));
         }
@@ -83,11 +103,11 @@ impl Opened {
 
     /// Whether the device or, without one, the image of the top has the new size.
     pub(super) fn judge_grown(&self, outside: &dyn Outside, sectors: u64) -> Result<Verdict> {
-        let writer = self.users(outside)?.writer;
+        let writer = self.top_writer(&self.users(outside)?)?;
         let size = match &writer {
             Some(device) => {
                 outside.settle(device)?;
-                let now = self.users(outside)?.writer;
+                let now = self.top_writer(&self.users(outside)?)?;
                 now.map_or(0, |d| d.size / SECTOR_BYTES)
             }
             None => self.member(self.descriptor.disk().top)?.size_sectors,

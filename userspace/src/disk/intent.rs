@@ -3,6 +3,7 @@
 //! says what the descriptor was, what it is to be, and which files come and go.
 
 use crate::descriptor::guid::Guid;
+use crate::descriptor::model::Record;
 use crate::descriptor::store;
 use crate::error::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 /// What is put behind the name of the descriptor.
 pub const SUFFIX: &str = ".intent";
 const SCHEMA: u32 = 1;
+/// Longest intent: three descriptors, with their quotes and line ends escaped.
+const LEN_MAX: u64 = 64 << 20;
 
 /// An operation that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +83,9 @@ pub enum Operation {
         old: String,
         /// The file that is to be there.
         new: String,
+        /// What that was when the kernel was asked to take it; before that, nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked: Option<Record>,
     },
 }
 
@@ -122,7 +128,7 @@ impl Intent {
             return Ok(None);
         }
         let path = Self::path(descriptor);
-        let text = store::read(&path)?;
+        let text = store::read_up_to(&path, LEN_MAX)?;
         let intent: Self =
             serde_json::from_str(&text).map_err(|e| unknown(&path, &e.to_string()))?;
         if intent.schema != SCHEMA {

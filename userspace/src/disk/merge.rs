@@ -10,6 +10,8 @@ use super::outside::Outside;
 use super::Opened;
 use crate::descriptor::guid::Guid;
 use crate::error::{Code, Error, Result};
+use crate::sysfs::Device;
+use std::path::Path;
 
 impl Opened {
     /// Merges `child` into its parent, which nothing else builds on. The parent's file stays, under
@@ -28,13 +30,15 @@ impl Opened {
         self.members(disk.top, true)?;
         let (lower, upper) = (self.member(parent)?, self.member(child)?);
         let users = self.users(outside)?;
-        let of_both = |d: &&crate::sysfs::Device| {
-            d.delta_of(&lower.path).is_some() || d.delta_of(&upper.path).is_some()
-        };
+        let of_both =
+            |d: &&Device| d.delta_of(&lower.path).is_some() || d.delta_of(&upper.path).is_some();
         if let Some(device) = users.readers.iter().find(of_both) {
             return Err(super::in_use(&lower.path, device).hint(
                 "a snapshot that is mounted or attached read-only cannot change: unmount it first",
             ));
+        }
+        if let Some(device) = self.top_writer(&users)? {
+            must_have_neither_or_both(&device, &lower.path, &upper.path)?;
         }
         let (lower_file, upper_file) = (
             self.descriptor.image(parent).file.clone(),
@@ -65,6 +69,12 @@ impl Opened {
         outside.step("marked");
         let ended = self.recover_quietly(outside);
         if let Err(e) = ended {
+            if self.descriptor.text() != marked.text() {
+                return Err(e.hint(format!(
+                    "{child} is merged, but its former image is left; 'ploopctl recover {}' goes on",
+                    self.path.display()
+                )));
+            }
             // It stays marked and can be begun again; until then it is in nobody's way.
             Intent::remove(&self.path)?;
             return Err(e.hint(format!(
@@ -140,5 +150,17 @@ impl Opened {
             self.delete(outside, next)?;
             removed.push(next);
         }
+    }
+}
+
+/// A device that has one of the two was attached by name, or has let go of the other: what it
+/// shows is not what the merge would make.
+pub(super) fn must_have_neither_or_both(device: &Device, lower: &Path, upper: &Path) -> Result<()> {
+    let hint = "its images were not attached by this descriptor: detach it";
+    match (device.delta_of(lower), device.delta_of(upper)) {
+        (None, None) => Ok(()),
+        (Some(below), Some(above)) if below.level + 1 == above.level => Ok(()),
+        (Some(_), _) => Err(super::in_use(lower, device).hint(hint)),
+        (None, Some(_)) => Err(super::in_use(upper, device).hint(hint)),
     }
 }

@@ -8,12 +8,14 @@
 
 use super::files::Member;
 use super::intent::{Intent, Operation};
+use super::merge::must_have_neither_or_both;
 use super::outside::{Base, Outside};
 use super::Opened;
 use crate::descriptor::store;
 use crate::error::{Code, Error, Result};
 use crate::image::{mend, Access, Image};
 use crate::locks::{ImageLock, Use};
+use crate::output;
 use crate::sysfs::Device;
 use ploop_pure::check::Problem;
 use ploop_pure::layout::ploop1::Mark;
@@ -110,10 +112,13 @@ impl Opened {
             )));
         }
         match &intent.operation {
-            Operation::Snapshot { new, .. } => self.judge_new(outside, new, |me| me.has_data(new)),
-            Operation::Replace { old, new, .. } => self.judge_new(outside, new, |me| {
-                Ok(me.is_marked(new)? && !me.is_marked(old)?)
-            }),
+            Operation::Snapshot { new, .. } => self.judge_new(outside, new),
+            Operation::Replace {
+                uuid,
+                old,
+                new,
+                asked,
+            } => self.judge_replaced(outside, *uuid, (old, new), *asked),
             Operation::Grow { sectors } => self.judge_grown(outside, *sectors),
             // These take effect with the descriptor.
             Operation::Switch { .. } | Operation::Delete { .. } | Operation::Merge { .. } => {
@@ -122,33 +127,27 @@ impl Opened {
         }
     }
 
-    /// Whether the kernel took the file `new`. If no device tells, `was_used` does.
-    fn judge_new(
-        &self,
-        outside: &dyn Outside,
-        new: &str,
-        was_used: impl FnOnce(&Self) -> Result<bool>,
-    ) -> Result<Verdict> {
+    /// Whether the kernel took the new top `new`.
+    fn judge_new(&self, outside: &dyn Outside, new: &str) -> Result<Verdict> {
         let path = self.other_file(new);
         if path.symlink_metadata().is_err() {
             return Ok(Verdict::Undo);
         }
         let devices = outside.devices()?;
-        let is_used = if devices.iter().any(|d| d.delta_of(&path).is_some()) {
-            true
-        } else if self.users(outside)?.writer.is_some() {
-            false
-        } else {
-            was_used(self)?
-        };
-        Ok(if is_used {
-            Verdict::Complete
-        } else {
-            Verdict::Undo
-        })
+        if devices.iter().any(|d| d.delta_of(&path).is_some()) {
+            return Ok(Verdict::Complete);
+        }
+        if !self.has_data(new)? {
+            return Ok(Verdict::Undo);
+        }
+        // It was taken, then detached; whoever writes past it was attached by name.
+        match self.users(outside)?.writers.first() {
+            Some(device) => Err(super::in_use(&self.path, device)),
+            None => Ok(Verdict::Complete),
+        }
     }
 
-    /// Whether there is anything in a new top. If not it makes no difference to what is read, and
+    /// Whether there is anything in a new top, or one that the kernel has merged. If not it makes no difference to what is read, and
     /// may go: what was written to it and flushed, it would name. The mark says less: the kernel
     /// sets it before it switches, and goes on writing to the old top if it then does not.
     fn has_data(&self, file: &str) -> Result<bool> {
@@ -164,7 +163,7 @@ impl Opened {
     }
 
     /// Whether a ploop1 image is in use, or was in a crash.
-    fn is_marked(&self, file: &str) -> Result<bool> {
+    pub(super) fn is_marked(&self, file: &str) -> Result<bool> {
         let image = Image::open(&self.other_file(file), Access::Read)?;
         Ok(image.has_magic()? && image.good_header()?.0.mark == Mark::InUse)
     }
@@ -208,9 +207,10 @@ impl Opened {
             let what = format!("{file} is to be removed, but the descriptor has it");
             return Err(Error::new(Code::Descriptor, what));
         }
-        let path = self.other_file(file);
-        self.must_be_unused(&path, &outside.devices()?)?;
-        store::remove(&path)?;
+        if let Some(path) = self.removable(file)? {
+            self.must_be_unused(&path, &outside.devices()?)?;
+            store::remove(&path)?;
+        }
         outside.step("removed");
         Ok(())
     }
@@ -220,18 +220,22 @@ impl Opened {
         let disk = self.descriptor.disk();
         let is_raw = disk.is_raw && disk.base().is_some_and(|b| b.file == lower);
         let kind = if is_raw { Base::Raw } else { Base::Ploop1 };
+        let is_top = self.descriptor.top().file == upper;
         let (lower, upper) = (self.other_file(lower), self.other_file(upper));
         let users = self.users(outside)?;
         let has = |device: &&Device, path: &Path| device.delta_of(path).is_some();
-        for device in users.writer.iter().chain(&users.readers) {
+        // One that reads the lower one alone would see it change.
+        let mut readers = users.readers.iter();
+        if let Some(device) = readers.find(|d| has(d, &lower) || has(d, &upper)) {
+            return Err(super::in_use(&lower, device));
+        }
+        for device in &users.writers {
             match (has(&device, &lower), device.delta_of(&upper)) {
-                // One that reads the lower one alone would see it change.
-                (_, Some(_)) | (true, None) if users.writer.as_ref() != Some(device) => {
-                    return Err(super::in_use(&lower, device));
+                (true, None) => return self.must_be_merged(device, &lower, &upper, is_top),
+                (true, Some(delta)) => {
+                    must_have_neither_or_both(device, &lower, &upper)?;
+                    return outside.merge(device, delta.level);
                 }
-                (true, Some(delta)) => return outside.merge(device, delta.level),
-                // It has let go of it: merged.
-                (true, None) => return Ok(()),
                 (false, Some(_)) => return Err(super::in_use(&upper, device)),
                 (false, None) => {}
             }
@@ -247,6 +251,35 @@ impl Opened {
         drop(lock);
         outside.merge_files(&lower, kind, &upper)
     }
+
+    /// `device` has the lower image and not the upper one: it has let go of it when it was merged,
+    /// or never had it. Of a merged top nothing is left; the device of a merged lower delta goes on
+    /// with the top.
+    fn must_be_merged(
+        &self,
+        device: &Device,
+        lower: &Path,
+        upper: &Path,
+        is_top: bool,
+    ) -> Result<()> {
+        let top = if is_top {
+            lower.to_owned()
+        } else {
+            self.file(self.descriptor.top())?
+        };
+        let has_top = device
+            .delta_of(&top)
+            .is_some_and(|d| Some(d) == device.top());
+        if has_top && !(is_top && self.has_data(self.descriptor.top().file.as_str())?) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} was not attached with {}",
+            device.device.display(),
+            upper.display()
+        );
+        Err(super::in_use(lower, device).hint(format!("{what}: detach it")))
+    }
 }
 
 impl Opened {
@@ -255,19 +288,18 @@ impl Opened {
     pub fn mend(&mut self, outside: &dyn Outside) -> Result<Vec<String>> {
         let users = self.users(outside)?;
         let mut mended = Vec::new();
-        if users.writer.is_none() && users.readers.is_empty() {
-            for image in self.descriptor.disk().images.clone() {
-                let member = self.member(image.guid)?;
-                if !member.is_marked() {
-                    continue;
-                }
+        if users.all().next().is_none() {
+            let (members, absent) = self.present()?;
+            for what in &absent {
+                output::note(what);
+            }
+            for member in members.into_iter().filter(Member::is_marked) {
                 let open = Image::open(&member.path, Access::Write)?;
                 let (lock, steps) = self.mend_top(&member, &open)?;
                 drop(lock);
-                mended.extend(steps.iter().map(|s| format!("{}: {s}", image.file)));
-                if image.record.is_some() {
-                    self.record(image.guid, Some(self.member(image.guid)?.record))?;
-                }
+                let file = self.descriptor.image(member.guid).file.clone();
+                mended.extend(steps.iter().map(|s| format!("{file}: {s}")));
+                self.changed_by_us(&member)?;
             }
         }
         let top: Member = self.member(self.descriptor.disk().top)?;

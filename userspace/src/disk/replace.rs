@@ -4,11 +4,14 @@
 
 use super::intent::{Intent, Operation};
 use super::outside::{NewDelta, Outside};
-use super::Opened;
+use super::recover::Verdict;
+use super::{Member, Opened};
 use crate::descriptor::guid::Guid;
+use crate::descriptor::model::Record;
 use crate::descriptor::store;
 use crate::error::{Code, Error, Result};
 use crate::image::{Access, Image};
+use crate::locks::{ImageLock, Use};
 use std::path::Path;
 
 impl Opened {
@@ -52,7 +55,11 @@ impl Opened {
             e.set_record(guid, None);
         })?;
         // Sizes and cluster sizes, with the new file in its place.
-        let (_, problems) = super::files::inspect(&self.path, &after, super::files::Which::All);
+        // What is missing elsewhere is not made worse, or is what is being replaced.
+        let mut near: Vec<Guid> = disk.images.iter().map(|i| i.guid).collect();
+        near.retain(|g| *g == guid || self.member(*g).is_ok());
+        let near = super::files::Which::These(&near);
+        let (_, problems) = super::files::inspect(&self.path, &after, near);
         if let Some(first) = problems.wrong.first() {
             let what = format!("{} cannot take the place of {old}: {first}", real.display());
             return Err(Error::new(Code::Param, what));
@@ -70,25 +77,92 @@ impl Opened {
             uuid: guid,
             old,
             new: name,
+            asked: None,
         };
-        let intent = Intent::new(operation, self.descriptor.text(), after.text());
-        let device = users.writer.filter(|d| d.delta_of(&old_path).is_some());
-        self.carry_out(outside, &intent, |me| {
-            let Some(delta) = device
-                .as_ref()
-                .and_then(|d| Some((d, d.delta_of(&old_path)?)))
-            else {
-                return me.store(&intent.after);
-            };
-            let with = NewDelta {
-                path: &real,
-                cluster_log: disk.cluster.log_sectors(),
-                is_raw,
-            };
-            outside.replace(delta.0, delta.1.level, with)?;
+        let mut intent = Intent::new(operation, self.descriptor.text(), after.text());
+        let device = users
+            .writers
+            .iter()
+            .find_map(|d| Some((d, d.delta_of(&old_path)?)));
+        let Some((device, delta)) = device else {
+            return self.end_with(outside, intent);
+        };
+        let with = NewDelta {
+            path: &real,
+            cluster_log: disk.cluster.log_sectors(),
+            is_raw,
+        };
+        if let Operation::Replace { asked, .. } = &mut intent.operation {
+            *asked = Some(Member::read(&real, guid, is_raw)?.record);
+        }
+        self.carry_out(outside, &intent, |_| {
+            outside.replace(device, delta.level, with)?;
             outside.step("switched");
             Ok(())
         })
+    }
+
+    /// Whether the kernel took `new` for `old`, the image of `guid`. If no device has either, only
+    /// what was written to since then is known to be what was attached last: nothing is thrown away
+    /// that may be the only one of its kind.
+    pub(super) fn judge_replaced(
+        &self,
+        outside: &dyn Outside,
+        guid: Guid,
+        (old, new): (&str, &str),
+        asked: Option<Record>,
+    ) -> Result<Verdict> {
+        let (old_path, new_path) = (self.other_file(old), self.other_file(new));
+        let devices = outside.devices()?;
+        // Who only looks at one of them says nothing.
+        let is_had = |path: &Path| {
+            let mut writers = devices.iter().filter(|d| !d.read_only);
+            writers.any(|d| d.delta_of(path).is_some())
+        };
+        let Some(asked) = asked else {
+            return Ok(Verdict::Undo);
+        };
+        match (is_had(&old_path), is_had(&new_path)) {
+            (false, true) => return Ok(Verdict::Complete),
+            (true, false) => return Ok(Verdict::Undo),
+            (true, true) => return Err(self.which(old, new)),
+            (false, false) => {}
+        }
+        match (old_path.exists(), new_path.exists()) {
+            (false, true) => return Ok(Verdict::Complete),
+            (_, false) => return Ok(Verdict::Undo),
+            (true, true) => {}
+        }
+        let is_raw = self.is_raw(guid);
+        let now = Member::read(&new_path, guid, is_raw)?;
+        if guid != self.descriptor.disk().top {
+            // Nobody wrote to either: they hold the same.
+            return Ok(Verdict::Complete);
+        }
+        match (is_raw, now.record.is_same_state(asked)) {
+            // The kernel marks a new top, durably, before it switches.
+            (false, true) if !now.is_marked() => Ok(Verdict::Undo),
+            // A crash can lose the time of what was written.
+            (true, true) => Err(self.which(old, new)),
+            (true, false) => Ok(Verdict::Complete),
+            // The old one is closed behind the switch. If that failed it is still marked.
+            (false, _) if !self.is_marked(old)? => Ok(Verdict::Complete),
+            (false, _) => Err(self.which(old, new)),
+        }
+    }
+
+    /// The refusal to choose.
+    fn which(&self, old: &str, new: &str) -> Error {
+        let at = self.path.display();
+        let what = format!(
+            "the replacement of {old} by {new} in {at} was interrupted, and nothing tells which of the two \
+             was written to last"
+        );
+        let suffix = super::intent::SUFFIX;
+        Error::new(Code::Descriptor, what).hint(format!(
+            "attach each read-only by its name, and look. To keep {old}, remove {at}{suffix}. To keep {new}, \
+             put 'after' of {at}{suffix} in the place of the descriptor, then run 'ploopctl recover {at}'"
+        ))
     }
 
     /// The delta of `level` in the chain of the top.
@@ -105,9 +179,14 @@ impl Opened {
     }
 }
 
-/// The file that is to be taken must be sound as it is.
+/// The file that is to be taken must be sound as it is, and durable.
 fn check(path: &Path, is_raw: bool) -> Result<()> {
     let image = Image::open(path, Access::Read)?;
+    // The kernel takes locks of its own when it gets the file.
+    let _lock = ImageLock::take(image.file(), path, Use::Read)?;
+    // A copy that was just made may be in memory alone, and the old file gone tomorrow.
+    image.sync()?;
+    store::sync_dir(path)?;
     if is_raw {
         return Ok(());
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Making a descriptor anew for images that have lost it.
 //!
-//! Images do not say what they build on. Without being told, one image alone is believed, or a base
-//! with one image on it; for more a likely order is proposed and nothing is done.
+//! Images do not say what they build on. Without being told, a base alone is believed, or one with one
+//! image on it, told by their names; for more a likely order is proposed and nothing is done.
 
 use crate::descriptor::guid::Guid;
 use crate::descriptor::{edit, store, Descriptor};
@@ -161,13 +161,24 @@ fn order(dir: &Path, mut found: Vec<Candidate>) -> Result<Vec<Candidate>> {
         key(a).cmp(&key(b)).then_with(|| a.name.cmp(&b.name))
     });
     let is_plain_base = found.iter().filter(|c| !has_own_guid(c)).count() == 1;
-    if found.len() < 2 || (found.len() == 2 && is_plain_base) {
+    if found.is_empty() || (found.len() < 3 && is_plain_base) {
         return Ok(found);
     }
     let names: Vec<_> = found
         .iter()
         .map(|c| dir.join(&c.name).display().to_string())
         .collect();
+    if let [only] = found.as_slice() {
+        let what = format!(
+            "{} is named like a delta that builds on another image, which is not there",
+            names[0]
+        );
+        return Err(Error::new(Code::Param, what).hint(format!(
+            "alone it is not the disk. If there never was another: ploopctl descriptor restore {} {}",
+            dir.display(),
+            dir.join(&only.name).display()
+        )));
+    }
     let what = format!(
         "there are {} images in {}, and nothing in them tells how they build on each other",
         found.len(),

@@ -8,6 +8,7 @@ use crate::descriptor::guid::Guid;
 use crate::error::{Code, Error, Result};
 use crate::image::create::{self, Space};
 use crate::image::{Access, Image};
+use crate::locks::{ImageLock, Use};
 use crate::sysfs::Device;
 use ploop_pure::chain::DELTAS_MAX;
 use ploop_pure::layout::ploop1::Header;
@@ -34,19 +35,41 @@ impl Opened {
             .hint("'ploopctl snapshot list' shows those there are"))
     }
 
+    /// The snapshot `guid` if it is there and whole. One that is being removed may have a part of
+    /// what came later in it.
+    pub fn must_be_whole(&self, guid: Guid) -> Result<()> {
+        self.must_exist(guid)?;
+        if !self
+            .descriptor
+            .disk()
+            .shot(guid)
+            .is_some_and(|s| s.is_temporary)
+        {
+            return Ok(());
+        }
+        let what = format!("the snapshot {guid} is being removed");
+        Err(Error::new(Code::Param, what).hint("'ploopctl recover' completes that"))
+    }
+
     /// The device that writes to the top, or nobody. One that only reads the top is in the way.
     pub(super) fn writer(&self, users: &Users) -> Result<Option<Device>> {
         let top = self.file(self.descriptor.top())?;
         if let Some(device) = users.readers.iter().find(|d| d.delta_of(&top).is_some()) {
             return Err(in_use(&top, device).hint("it is attached read-only: detach it first"));
         }
-        let Some(device) = &users.writer else {
+        self.top_writer(users)
+    }
+
+    /// The same, whoever reads. One that writes to another image of the disk is in the way: what
+    /// it writes is not known to what builds on that.
+    pub(super) fn top_writer(&self, users: &Users) -> Result<Option<Device>> {
+        let top = self.file(self.descriptor.top())?;
+        let is_of_top = |d: &Device| d.top().is_some_and(|t| d.delta_of(&top) == Some(t));
+        let stray = users.writers.iter().find(|d| !is_of_top(d));
+        let Some(device) = stray.or(users.writers.first()) else {
             return Ok(None);
         };
-        let is_top = device
-            .top()
-            .is_some_and(|t| device.delta_of(&top) == Some(t));
-        if !is_top {
+        if stray.is_some() {
             let image = device
                 .top()
                 .map(|t| t.image.display().to_string())
@@ -71,8 +94,8 @@ impl Opened {
     /// Nobody may have the top.
     pub(super) fn must_be_detached(&self, users: &Users, what: &str) -> Result<()> {
         let top = self.file(self.descriptor.top())?;
-        let mut devices = users.writer.iter().chain(&users.readers);
-        match devices.find(|d| d.delta_of(&top).is_some() || Some(*d) == users.writer.as_ref()) {
+        let reader = users.readers.iter().find(|d| d.delta_of(&top).is_some());
+        match users.writers.first().or(reader) {
             Some(device) => {
                 let node = device.device.display();
                 let what = format!("{} is attached as {node}; {what}", self.path.display());
@@ -183,14 +206,10 @@ impl Opened {
     /// Throws away what was written since, and goes on from the snapshot `uuid`.
     pub fn switch(&mut self, outside: &dyn Outside, uuid: Guid, force: bool) -> Result<()> {
         let disk = self.descriptor.disk().clone();
-        self.must_exist(uuid)?;
+        self.must_be_whole(uuid)?;
         if uuid == disk.top {
             let what = format!("{uuid} is the top: that is where the disk is");
             return Err(Error::new(Code::Param, what));
-        }
-        if disk.shot(uuid).is_some_and(|s| s.is_temporary) {
-            let what = format!("the snapshot {uuid} is being removed");
-            return Err(Error::new(Code::Param, what).hint("'ploopctl recover' completes that"));
         }
         self.must_be_detached(
             &self.users(outside)?,
@@ -206,8 +225,7 @@ impl Opened {
         let old = self.descriptor.top().file.clone();
         let held = self.member(disk.top)?;
         let image = Image::open(&held.path, Access::Write)?;
-        let _lock =
-            crate::locks::ImageLock::take(image.file(), &held.path, crate::locks::Use::Write)?;
+        let _lock = hold(&image)?;
         let new = self.new_file()?;
         let after = self.descriptor.changed(&self.path, |e| {
             e.remove(disk.top);
@@ -248,13 +266,23 @@ impl Opened {
 
     fn drop_leaf(&mut self, outside: &dyn Outside, uuid: Guid) -> Result<()> {
         let image = self.descriptor.image(uuid).clone();
-        self.must_be_unused(&self.other_file(&image.file), &outside.devices()?)?;
+        // One that is lost is no reason to keep its delta.
+        let file = self.removable(&image.file)?;
+        let held = match &file {
+            Some(path) => {
+                self.must_be_unused(path, &outside.devices()?)?;
+                Some(Image::open(path, Access::Read)?)
+            }
+            None => None,
+        };
+        let _lock = held.as_ref().map(hold).transpose()?;
         let after = self.descriptor.changed(&self.path, |e| e.remove(uuid))?;
         let operation = Operation::Delete {
             uuid,
             old: image.file,
         };
-        self.end_with(outside, operation, &after.text())
+        let intent = Intent::new(operation, self.descriptor.text(), after.text());
+        self.end_with(outside, intent)
     }
 
     fn throw_away(&mut self, outside: &dyn Outside) -> Result<()> {
@@ -281,6 +309,11 @@ impl Opened {
         self.must_be_detached(&self.users(outside)?, "what is in use is not thrown away")?;
         let below = self.member(parent)?;
         self.must_be_unused(&below.path, &outside.devices()?)?;
+        let both = [
+            Image::open(&self.file(self.descriptor.top())?, Access::Read)?,
+            Image::open(&below.path, Access::Read)?,
+        ];
+        let _locks = [hold(&both[0])?, hold(&both[1])?];
         let after = self.descriptor.changed(&self.path, |e| {
             e.remove(disk.top);
             e.rename(parent, Guid::TOP);
@@ -292,16 +325,21 @@ impl Opened {
             uuid: disk.top,
             old: self.descriptor.top().file.clone(),
         };
-        self.end_with(outside, operation, &after.text())
+        let intent = Intent::new(operation, self.descriptor.text(), after.text());
+        self.end_with(outside, intent)
     }
 
     /// An operation that takes effect with the descriptor.
-    fn end_with(&mut self, outside: &dyn Outside, operation: Operation, after: &str) -> Result<()> {
-        let intent = Intent::new(operation, self.descriptor.text(), after.to_owned());
+    pub(super) fn end_with(&mut self, outside: &dyn Outside, intent: Intent) -> Result<()> {
         self.carry_out(outside, &intent, |me| {
             me.store(&intent.after)?;
             outside.step("stored");
             Ok(())
         })
     }
+}
+
+/// Keeps everybody else from an image that goes, or that is to be written to.
+fn hold(image: &Image) -> Result<ImageLock<'_>> {
+    ImageLock::take(image.file(), image.path(), Use::Write)
 }

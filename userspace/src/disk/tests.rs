@@ -3,6 +3,7 @@
 //! cut. The next command must find all data, and leave nothing behind.
 
 mod fake;
+mod kept;
 
 use super::outside::Freeze;
 use super::*;
@@ -117,8 +118,16 @@ impl Rig {
         self.guest[cluster] = value;
     }
 
-    /// Nothing is in the directory that the descriptor does not name.
+    /// The disk is as the descriptor says.
     fn is_tidy(&self) {
+        self.has_no_litter();
+        let (_, problems) = files::inspect(&self.path, &self.descriptor(), files::Which::All);
+        assert!(problems.wrong.is_empty(), "{problems:?}");
+        assert!(problems.changed.is_empty(), "{problems:?}");
+    }
+
+    /// Nothing is in the directory that the descriptor does not name.
+    fn has_no_litter(&self) {
         let descriptor = self.descriptor();
         let mut want: Vec<_> = descriptor
             .disk()
@@ -137,9 +146,6 @@ impl Rig {
         have.sort();
         want.retain(|n| n != "sys" || have.contains(n));
         assert_eq!(have, want);
-        let (_, problems) = files::inspect(&self.path, &descriptor, files::Which::All);
-        assert!(problems.wrong.is_empty(), "{problems:?}");
-        assert!(problems.changed.is_empty(), "{problems:?}");
     }
 }
 
@@ -374,18 +380,39 @@ fn replacing_an_image() {
         everywhere(&Case {
             forked: false,
             online,
-            operation: |d, f| {
-                let top = d.file(d.descriptor().top())?;
-                let spare = top.with_file_name("spare.hds");
-                fs::copy(top, &spare).unwrap();
-                fake::close(&spare);
-                d.replace(f, Guid::TOP, &spare)
-            },
+            operation: |d, f| replace(d, f, Guid::TOP),
+            rolls_back_to: None,
+            keeps_old: true,
+            steps_min: 2,
+        });
+        everywhere(&Case {
+            forked: false,
+            online,
+            operation: |d, f| replace(d, f, A),
             rolls_back_to: None,
             keeps_old: true,
             steps_min: 2,
         });
     }
+}
+
+/// By a copy that is some seconds old.
+fn replace(disk: &mut Opened, fake: &Fake, guid: Guid) -> Result<()> {
+    let file = disk.file(disk.descriptor().image(guid))?;
+    let spare = file.with_file_name("spare.hds");
+    fs::copy(file, &spare).unwrap();
+    fake::close(&spare);
+    touch(&spare, -9);
+    disk.replace(fake, guid, &spare)
+}
+
+/// Written to that many seconds from now.
+fn touch(path: &Path, seconds: i64) {
+    let by = std::time::Duration::from_secs(seconds.unsigned_abs());
+    let now = std::time::SystemTime::now();
+    let time = if seconds < 0 { now - by } else { now + by };
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(time).unwrap();
 }
 
 #[test]
@@ -478,12 +505,7 @@ fn a_lower_image_that_changed_is_noticed() {
     let mut opened = rig.open();
     opened.record_lower().unwrap();
     assert_eq!(opened.members(Guid::TOP, false).unwrap().len(), 3);
-    let file = std::fs::File::options()
-        .write(true)
-        .open(rig.dir.join("root.hds"))
-        .unwrap();
-    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(9))
-        .unwrap();
+    touch(&rig.dir.join("root.hds"), 9);
     let e = opened.members(Guid::TOP, false).unwrap_err();
     assert_eq!(e.code(), Code::Descriptor);
     assert!(
@@ -491,7 +513,20 @@ fn a_lower_image_that_changed_is_noticed() {
         "{e}"
     );
     assert_eq!(opened.members(Guid::TOP, true).unwrap().len(), 3);
+    // Nothing but the word of somebody makes it good.
     opened.record_lower().unwrap();
+    assert!(opened.compact(&rig.fake).is_err());
+    fake::open(&rig.dir.join("root.hds"));
+    assert!(!opened.mend(&rig.fake).unwrap().is_empty());
+    assert!(opened.members(Guid::TOP, false).is_err());
+    opened.accept(&[A]).unwrap();
+    assert!(opened.members(Guid::TOP, false).is_ok());
+    // What we change ourselves is no such change.
+    let before = opened.member(A).unwrap();
+    touch(&before.path, 99);
+    opened.changed_by_us(&before).unwrap();
+    assert!(opened.members(Guid::TOP, false).is_ok());
+    assert!(opened.compact(&rig.fake).is_ok());
     assert!(opened.members(Guid::TOP, false).is_ok());
 }
 

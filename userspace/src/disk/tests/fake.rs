@@ -32,6 +32,8 @@ pub struct Fake {
     stop_after: Cell<Option<usize>>,
     nr_steps: Cell<usize>,
     has_ended: Cell<bool>,
+    /// What is attached read-only behind the tool's back, after the step of this name.
+    meanwhile: RefCell<Option<(&'static str, Vec<PathBuf>)>>,
 }
 
 /// An empty image.
@@ -103,7 +105,8 @@ pub fn read(chain: &[PathBuf]) -> Content {
     content
 }
 
-fn open(path: &Path) {
+/// Sets the mark.
+pub fn open(path: &Path) {
     let (image, header) = header(path);
     image
         .file()
@@ -130,7 +133,18 @@ impl Fake {
             stop_after: Cell::new(None),
             nr_steps: Cell::new(0),
             has_ended: Cell::new(false),
+            meanwhile: RefCell::default(),
         }
+    }
+
+    pub fn meanwhile(&self, step: &'static str, chain: Vec<PathBuf>) {
+        *self.meanwhile.borrow_mut() = Some((step, chain));
+    }
+
+    /// Cleanly, by something else than the disk's own tool.
+    pub fn detach(&self) {
+        close(&self.top().unwrap());
+        self.chain.borrow_mut().clear();
     }
 
     pub fn attach(&self, chain: Vec<PathBuf>) {
@@ -287,10 +301,15 @@ impl Outside for Fake {
 
     fn replace(&self, _: &Device, level: u32, with: NewDelta<'_>) -> Result<()> {
         self.may()?;
-        open(with.path);
-        let old = self.chain()[level as usize].clone();
-        self.chain.borrow_mut()[level as usize] = with.path.to_owned();
-        close(&old);
+        let (level, chain) = (level as usize, self.chain());
+        let is_written = level + 1 == chain.len();
+        if is_written {
+            open(with.path);
+        }
+        self.chain.borrow_mut()[level] = with.path.to_owned();
+        if is_written {
+            close(&chain[level]);
+        }
         self.step("kernel has replaced");
         Ok(())
     }
@@ -336,6 +355,10 @@ impl Outside for Fake {
 
     fn step(&self, name: &str) {
         self.has_ended.set(name == "ended");
+        let due = self.meanwhile.borrow_mut().take_if(|(at, _)| *at == name);
+        if let Some((_, chain)) = due {
+            self.attach_read_only(chain);
+        }
         let nr = self.nr_steps.get() + 1;
         self.nr_steps.set(nr);
         if self.stop_after.get().is_some_and(|stop| nr > stop) {
