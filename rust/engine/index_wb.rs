@@ -149,10 +149,11 @@ impl<D: Disk> Engine<D> {
             let top = self.chain.top().ok_or(EIO)?;
             let source = self.chain.source();
             let (mut error, mut is_index_full) = (EIO, false);
-            if self.is_poisoned() {
-                return Err(EIO);
-            }
             loop {
+                // Others poison the image too, and what they were told no sync reports again.
+                if self.is_poisoned() {
+                    action = commit.next(Event::Failed);
+                }
                 let result = match action {
                     Action::Copy { cursor } => match self.copy_batch(cursor, copies) {
                         Ok(event) => {
@@ -186,11 +187,14 @@ impl<D: Disk> Engine<D> {
                         return Ok(());
                     }
                     Action::Fail => {
-                        self.slow.lock().alloc.commit_ended(false);
-                        if is_index_full {
-                            // The pages on disk are whole, the copies can be written again.
-                            self.slow.lock().dirty.settle(false);
-                        } else {
+                        {
+                            let mut slow = self.slow.lock();
+                            slow.alloc.commit_ended(false);
+                            slow.dirty.settle(false);
+                        }
+                        // If that was all: the pages on disk are whole, the copies can be written
+                        // again.
+                        if !is_index_full {
                             self.poison(error);
                         }
                         return Err(error);
@@ -270,8 +274,8 @@ impl<D: Disk> Engine<D> {
         written
     }
 
+    /// From here on writes are refused, and a commit that runs fails; its batch is its own.
     pub(super) fn poison(&self, error: Error) {
-        self.slow.lock().dirty.settle(false);
         if !self.is_poisoned.xchg(true, Full) {
             pr_err!(
                 "ploop{}: writing or syncing the image failed (errno {}): writes are refused until it is detached and checked\n",

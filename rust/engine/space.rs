@@ -190,6 +190,9 @@ impl<D: Disk> Engine<D> {
         let top = self.chain.top().ok_or(EIO)?;
         let size = self.chain.cluster();
         loop {
+            if self.is_poisoned() {
+                return Err(EIO);
+            }
             let mut runs: [Option<Range<u32>>; RUNS_MAX] = [const { None }; RUNS_MAX];
             let mut is_last = false;
             for place in &mut runs {
@@ -252,6 +255,9 @@ impl<D: Disk> Engine<D> {
         let limit = self.slow.lock().alloc.limit();
         if target <= limit {
             return Ok(());
+        }
+        if self.is_poisoned() {
+            return Err(EIO);
         }
         self.check_length(limit)?;
         let top = self.chain.top().ok_or(EIO)?;

@@ -99,6 +99,9 @@ impl<D: Disk> Engine<D> {
     /// Ends this engine's part in requests: nothing is published any more. With the queue frozen.
     pub(crate) fn retire(&self) -> Result<Unfinished> {
         self.quiet();
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         self.copy_last().map(Unfinished)
     }
 
@@ -172,6 +175,9 @@ impl<D: Disk> Engine<D> {
     /// and after, in bytes. With the queue frozen; all releases are durable.
     pub(crate) fn cut_now(self: &Arc<Self>) -> Result<(u64, u64)> {
         self.quiet();
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         let top = self.chain.top().ok_or(EIO)?;
         let (head, limit, end) = {
             let mut slow = self.slow.lock();
