@@ -83,7 +83,7 @@ const REACH_MAX: u32 = 100;
 
 impl<D: Disk> Engine<D> {
     /// Takes what is known of the top's file, for the next engine. With the queue frozen.
-    pub(crate) fn take_parts(&self) -> Result<Parts> {
+    fn take_parts(&self) -> Result<Parts> {
         let mut none = Parts::none(&self.chain)?;
         self.exchange_parts(&mut none);
         Ok(none)
@@ -110,15 +110,20 @@ impl<D: Disk> Engine<D> {
         self.commit_copied(unfinished.0)
     }
 
-    /// Gives what is known of the top's file, which stays the same, to `new`. With the queue
+    /// Gives what is known of the top's file, which stays the same, to `new`; on failure this
+    /// engine keeps it. EIO if the file takes no more writes: `new` would not know. With the queue
     /// frozen.
     pub(crate) fn hand_over(&self, new: &Self) -> Result {
         self.quiet();
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         let mut parts = self.take_parts()?;
-        parts
-            .dirty
-            .extend(new.chain.top().map_or(0, |top| top.nr_index_pages()))
-            .map_err(crate::error::errno)?;
+        let nr_pages = new.chain.top().map_or(0, |top| top.nr_index_pages());
+        if let Err(e) = parts.dirty.extend(nr_pages) {
+            self.exchange_parts(&mut parts);
+            return Err(crate::error::errno(e));
+        }
         new.exchange_parts(&mut parts);
         Ok(())
     }
