@@ -165,11 +165,17 @@ impl Chain {
         }
     }
 
+    /// EBUSY while the top is being merged: what the source hides is known to this chain only.
+    fn admit_change(&self) -> Result {
+        match self.merge {
+            Some(_) => Err(EBUSY),
+            None => Ok(()),
+        }
+    }
+
     /// The same deltas with `new`, which holds no cluster, as the top of them.
     pub(crate) fn with_top(&self, new: Arc<Delta>, device: u32) -> Result<Self> {
-        if self.merge.is_some() {
-            return Err(EBUSY);
-        }
+        self.admit_change()?;
         let map = match &self.map {
             Some(map) => map.clone(),
             None => {
@@ -195,6 +201,7 @@ impl Chain {
     /// While the top is being merged into the delta below, of which `dest` is open for writing and
     /// `hidden` are the slots: that is the top, and the old top its source.
     pub(crate) fn merging(&self, dest: Arc<Delta>, hidden: Hidden) -> Result<Self> {
+        self.admit_change()?;
         let top = self.top.0.checked_sub(1).map(Level).ok_or(ENOENT)?;
         let mut deltas = self.copy_of_deltas(0)?;
         *deltas.get_mut(usize::from(top.0)).ok_or(ENOENT)? = dest;
@@ -269,6 +276,7 @@ impl Chain {
     /// After the merge of `level` into the one below, of which `dest` is the delta now: without
     /// `level`. The words still are those of this chain: see [`Self::take_level_out`].
     pub(crate) fn without(&self, level: Level, dest: Arc<Delta>) -> Result<Self> {
+        self.admit_change()?;
         let below = level.0.checked_sub(1).ok_or(EINVAL)?;
         let top = self.top.0.checked_sub(1).ok_or(EINVAL)?;
         let mut deltas = self.copy_of_deltas(0)?;
@@ -314,6 +322,7 @@ impl Chain {
     /// The same chain with `top` as its top delta, which is the same image, larger. Words that get
     /// memory meanwhile are in this chain only: see [`Self::share_words`].
     pub(crate) fn grown(&self, top: Arc<Delta>, device: u32) -> Result<Self> {
+        self.admit_change()?;
         let (size_sectors, mut deltas) = (top.format().size_sectors(), self.copy_of_deltas(0)?);
         let map = match (top.format(), &self.map) {
             (Format::Ploop1(format), Some(map)) => {
@@ -336,6 +345,7 @@ impl Chain {
     /// The same disk with other deltas below the top, read anew. Without the words of the top: see
     /// [`Self::take_top_words`].
     pub(crate) fn relinked(&self, deltas: KVec<Arc<Delta>>, device: u32) -> Result<Self> {
+        self.admit_change()?;
         let nr = deltas.len().checked_sub(1).ok_or(ENOENT)?;
         let top = Level(u8::try_from(nr).map_err(|_| EINVAL)?);
         let map = match &self.map {

@@ -334,6 +334,10 @@ impl Device {
                 (Closed::Clean { is_empty }, Some(top)) => top.unmark(is_empty),
                 (Closed::ReadOnly, _) | (_, None) => Ok(()),
             });
+        if let Some((_, source)) = engine.chain.source() {
+            // Of a merge that could neither be ended nor undone: it is marked until it is looked at.
+            source.spoil_marked();
+        }
         disk.set_read_only(false);
         let _ = disk.set_limits(Limits::NONE);
         disk.notify_change();
