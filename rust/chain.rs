@@ -577,7 +577,7 @@ impl Chain {
 const WORD_BYTES: u64 = size_of::<u64>() as u64;
 
 /// ENOMEM if a device's tables of `need` bytes are over the limit, saying by how much.
-fn check_memory(need: u64, device: u32) -> Result {
+pub(crate) fn check_memory(need: u64, device: u32) -> Result {
     let limit = match crate::sys::map_limit_mb() {
         0 => crate::sys::ram_bytes() / 16,
         mb => u64::from(mb) << 20,
@@ -586,7 +586,7 @@ fn check_memory(need: u64, device: u32) -> Result {
         return Ok(());
     }
     pr_err!(
-        "ploop{device}: the cluster map needs {} MiB, over the limit of {} MiB (parameter map_limit_mb)\n",
+        "ploop{device}: the cluster map or the free slots need {} MiB, over the limit of {} MiB (parameter map_limit_mb)\n",
         need.div_ceil(1 << 20),
         limit >> 20
     );

@@ -21,7 +21,7 @@ pub(crate) mod tracks;
 mod write;
 
 use crate::{
-    chain::{Chain, Used},
+    chain::{check_memory, Chain, Used},
     format::Format,
     sys::{
         mq::{Driver, Op, Request, RequestList, Sync},
@@ -38,6 +38,7 @@ use ploop_pure::{
     units::{Cluster, ImageCluster, Level},
 };
 
+use events::Space;
 use index_wb::Copies;
 use lockout::Waiters;
 pub(crate) use succeed::{Shared, Stats, Unfinished};
@@ -122,9 +123,11 @@ struct Slow<D: Disk> {
     dirty: DirtyPages,
     /// Writes that wait for a locked cluster.
     lock_waiters: Waiters<D>,
-    /// Writes that wait for a slot, or for space in the file system. Each holds its cluster's
-    /// lock, or nothing at all.
+    /// Writes that wait for a slot, until the file has grown. Each holds its cluster's lock.
     space_waiters: RequestList<D>,
+    /// Writes that wait for space in the file system, for who knows how long. Each holds its
+    /// cluster's lock, or nothing at all.
+    parked: RequestList<D>,
     /// Buffers for copies from lower deltas that are free.
     copy_bufs: KVec<PageBuf>,
     /// Writes that wait for a buffer; each holds its cluster's lock and a slot.
@@ -200,13 +203,14 @@ impl Parts {
             top.io()
                 .cut(chain.cluster().offset(ImageCluster(used.end)))?;
         }
+        let slots = used.end.min(header.slots_max());
+        check_memory(
+            Alloc::memory_bytes(slots) + used.slots.memory_bytes(),
+            device,
+        )?;
         let alloc = Alloc::new(chain.cluster(), used.end, used.end, header.slots_max());
         let mut alloc = alloc.map_err(crate::error::errno)?;
-        for at in (header.first_data.0..used.end).map(ImageCluster) {
-            if !used.slots.contains(at) {
-                alloc.give_back(at);
-            }
-        }
+        alloc.give_back_unused(header.first_data.0..used.end, &used.slots);
         Ok(Self { alloc, dirty })
     }
 }
@@ -225,6 +229,7 @@ impl<D: Disk> Engine<D> {
             dirty: parts.dirty,
             lock_waiters: Waiters::new(),
             space_waiters: RequestList::new(),
+            parked: RequestList::new(),
             copy_bufs: if chain.is_base() {
                 KVec::new()
             } else {
@@ -248,7 +253,7 @@ impl<D: Disk> Engine<D> {
                 commit_now <- Work::new(Self::run_commit),
                 commit_later <- Work::new(Self::run_commit),
                 make_space <- Work::new(Self::run_make_space),
-                make_space_later <- Work::new(Self::run_make_space),
+                make_space_later <- Work::new(Self::run_look_again),
             }? Error),
             GFP_KERNEL,
         )
@@ -437,13 +442,20 @@ impl<D: Disk> Engine<D> {
 
     /// Whether writes wait for space, for who knows how long.
     pub(crate) fn has_parked(&self) -> bool {
-        !self.slow.lock().space_waiters.is_empty()
+        !self.slow.lock().parked.is_empty()
     }
 
     /// Begins what an engine does on its own account.
     pub(crate) fn begin(self: &Arc<Self>) {
-        if self.may_write() {
-            self.make_space_soon();
+        if !self.chain.top().is_some_and(|t| t.is_writable()) {
+            return;
+        }
+        // Of a poisoned image too: who waits for space has to be told.
+        self.make_space_soon();
+        if self.shared.events.space() == Space::Full {
+            self.make_space_later();
+        }
+        if !self.is_poisoned() {
             self.commit_soon();
         }
     }

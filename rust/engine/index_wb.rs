@@ -89,8 +89,10 @@ impl<D: Disk> Engine<D> {
             }
             Err(e) => {
                 wake_failed(waiters, e);
-                if !self.is_poisoned() {
-                    self.commit_soon();
+                match self.is_poisoned() {
+                    // Who waits for space waits in vain.
+                    true => self.make_space_soon(),
+                    false => self.commit_soon(),
                 }
             }
         }
