@@ -142,14 +142,8 @@ impl Chain {
         is_top: bool,
         device: u32,
     ) -> Result<Used> {
-        // A lower delta may have entries behind the end of its disk: of a disk that was larger
-        // once, and not of this one. The top keeps its own, as its index is made from the map.
-        let held = match is_top {
-            true => u64::MAX,
-            false => delta.format().nr_clusters_of_disk(),
-        };
         let sink = |cluster: Cluster, at| {
-            if u64::from(cluster.0) >= held || u64::from(cluster.0) >= map.len() {
+            if u64::from(cluster.0) >= map.len() {
                 return Ok(());
             }
             let word = map.get_or_alloc(cluster.0)?;
@@ -302,18 +296,18 @@ impl Chain {
             let Place::Slot { level: l, at } = word.place() else {
                 return;
             };
-            let (l, at) = match l.0.cmp(&level.0) {
+            let slot = |level, at| Place::Slot {
+                level: Level(level),
+                at,
+            };
+            let place = match l.0.cmp(&level.0) {
                 Ordering::Less => return,
                 Ordering::Equal => match pair.lookup(Cluster(cluster)) {
-                    Place::Slot { at, .. } => (below, at),
-                    // It was there, so it has been moved.
-                    Place::Hole => return,
+                    Place::Slot { at, .. } => slot(below, at),
+                    // Neither image has it.
+                    Place::Hole => Place::Hole,
                 },
-                Ordering::Greater => (l.0 - 1, at),
-            };
-            let place = Place::Slot {
-                level: Level(l),
-                at,
+                Ordering::Greater => slot(l.0 - 1, at),
             };
             bits.store(word.with_place(place).bits(), Release);
         });
