@@ -2,8 +2,9 @@
 //! The executor: does for each request what [`ploop_pure::flow`] decides, against chain and io.
 //!
 //! A request comes in through [`Engine::handle`] on a worker and is owned by the engine until it is
-//! ended: in I/O, in a list of waiters, or in a function's hands. No handler waits for another
-//! request: where one has to, the request is put into a list and the handler returns.
+//! ended: in I/O, in a list of waiters, or in a function's hands. No handler waits for a request
+//! that waits for a worker: it is put into a list instead and the handler returns. Handlers of
+//! discards wait for the epoch, in which nobody is but who runs or is in I/O.
 //!
 //! Locks: `slow` is a spin lock, taken by handlers and work items only, never across I/O or
 //! memory allocation; `commit` ([`index_wb`]) is a mutex held across the I/O of a commit, with
@@ -302,6 +303,7 @@ impl<D: Disk> Engine<D> {
             Self::written(&mut rq);
         }
         let cmd = rq.pdu();
+        let holds_lock = cmd.write.is_some_and(|w| w.holds_lock());
         let event = match result {
             // Nothing moved before the end of the data: the file has become shorter.
             Ok(0) => Err(EIO),
@@ -312,7 +314,9 @@ impl<D: Disk> Engine<D> {
             Err(e) => Err(e),
         };
         match (event, &mut cmd.write) {
-            (Ok(()), _) if cmd.moved < len => {}
+            (Ok(()), _) if cmd.moved < len && holds_lock => {}
+            // What was looked up without the lock is looked up again.
+            (Ok(()), _) if cmd.moved < len => cmd.phase = Phase::Again,
             (Ok(()), None) => return rq.complete(Ok(())),
             (Err(e), None) => return rq.complete(Err(e)),
             (Ok(()), Some(write)) => match write.next(Event::Ok) {
@@ -334,6 +338,8 @@ impl<D: Disk> Engine<D> {
                 }
             }
         }
+        // A worker may be waiting until nobody is inside, and we wait for a worker.
+        rq.leave();
         rq.enqueue();
     }
 
