@@ -32,8 +32,8 @@ pub(crate) struct Shared {
     pub(super) epoch: Arc<Epoch>,
     /// Writes that find no space fail instead of waiting.
     fails_when_full: Atomic<bool>,
-    /// They do for the moment: the device is to stop.
-    is_stopping: Atomic<bool>,
+    /// They do for the moment: somebody waits for all that is written, to stop the device perhaps.
+    is_impatient: Atomic<bool>,
     pub(crate) events: Arc<Events>,
     pub(crate) tracks: Arc<Tracks>,
 }
@@ -52,7 +52,7 @@ impl Shared {
             },
             epoch,
             fails_when_full: Atomic::new(false),
-            is_stopping: Atomic::new(false),
+            is_impatient: Atomic::new(false),
             events,
             tracks,
         }
@@ -60,12 +60,12 @@ impl Shared {
 
     /// Whether writes that find no space fail instead of waiting.
     pub(crate) fn fails_when_full(&self) -> bool {
-        self.fails_when_full.load(Relaxed) || self.is_stopping.load(Relaxed)
+        self.fails_when_full.load(Relaxed) || self.is_impatient.load(Relaxed)
     }
 
-    /// The device is to stop, or is not any more.
-    pub(crate) fn set_stopping(&self, stops: bool) {
-        self.is_stopping.store(stops, Relaxed);
+    /// Somebody waits for all that is written, or does not any more.
+    pub(crate) fn set_impatient(&self, is_impatient: bool) {
+        self.is_impatient.store(is_impatient, Relaxed);
     }
 
     /// Sets that; [`Engine::retry_parked`] ends those who wait already.
