@@ -169,8 +169,16 @@ impl<D: Disk> Engine<D> {
                     self.make_space_later();
                 }
             }
-            // It comes back, if not at once.
-            Err(e) if e == ENOMEM && may_wait => self.make_space_later(),
+            // There is some before long.
+            Err(e) if e == ENOMEM && may_wait => {
+                let is_waited_for = {
+                    let slow = self.slow.lock();
+                    !slow.space_waiters.is_empty() || !slow.parked.is_empty()
+                };
+                if is_waited_for {
+                    self.make_space_later();
+                }
+            }
             Err(e) => {
                 let (waiters, parked) = self.take_waiters();
                 wake_failed(waiters, e);
@@ -210,6 +218,7 @@ impl<D: Disk> Engine<D> {
                 && alloc.nr_clean() == 0
                 && alloc.target().is_none()
                 && alloc.has_pending()
+                && !alloc.has_freed()
         };
         if is_wanted {
             self.commit()
