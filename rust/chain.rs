@@ -142,14 +142,8 @@ impl Chain {
         is_top: bool,
         device: u32,
     ) -> Result<Used> {
-        // A lower delta may have entries behind the end of its disk: of a disk that was larger
-        // once, and not of this one. The top keeps its own, as its index is made from the map.
-        let held = match is_top {
-            true => u64::MAX,
-            false => delta.format().nr_clusters_of_disk(),
-        };
         let sink = |cluster: Cluster, at| {
-            if u64::from(cluster.0) >= held || u64::from(cluster.0) >= map.len() {
+            if u64::from(cluster.0) >= map.len() {
                 return Ok(());
             }
             let word = map.get_or_alloc(cluster.0)?;
@@ -165,11 +159,17 @@ impl Chain {
         }
     }
 
+    /// EBUSY while the top is being merged: what the source hides is known to this chain only.
+    fn admit_change(&self) -> Result {
+        match self.merge {
+            Some(_) => Err(EBUSY),
+            None => Ok(()),
+        }
+    }
+
     /// The same deltas with `new`, which holds no cluster, as the top of them.
     pub(crate) fn with_top(&self, new: Arc<Delta>, device: u32) -> Result<Self> {
-        if self.merge.is_some() {
-            return Err(EBUSY);
-        }
+        self.admit_change()?;
         let map = match &self.map {
             Some(map) => map.clone(),
             None => {
@@ -195,6 +195,7 @@ impl Chain {
     /// While the top is being merged into the delta below, of which `dest` is open for writing and
     /// `hidden` are the slots: that is the top, and the old top its source.
     pub(crate) fn merging(&self, dest: Arc<Delta>, hidden: Hidden) -> Result<Self> {
+        self.admit_change()?;
         let top = self.top.0.checked_sub(1).map(Level).ok_or(ENOENT)?;
         let mut deltas = self.copy_of_deltas(0)?;
         *deltas.get_mut(usize::from(top.0)).ok_or(ENOENT)? = dest;
@@ -269,6 +270,7 @@ impl Chain {
     /// After the merge of `level` into the one below, of which `dest` is the delta now: without
     /// `level`. The words still are those of this chain: see [`Self::take_level_out`].
     pub(crate) fn without(&self, level: Level, dest: Arc<Delta>) -> Result<Self> {
+        self.admit_change()?;
         let below = level.0.checked_sub(1).ok_or(EINVAL)?;
         let top = self.top.0.checked_sub(1).ok_or(EINVAL)?;
         let mut deltas = self.copy_of_deltas(0)?;
@@ -294,18 +296,18 @@ impl Chain {
             let Place::Slot { level: l, at } = word.place() else {
                 return;
             };
-            let (l, at) = match l.0.cmp(&level.0) {
+            let slot = |level, at| Place::Slot {
+                level: Level(level),
+                at,
+            };
+            let place = match l.0.cmp(&level.0) {
                 Ordering::Less => return,
                 Ordering::Equal => match pair.lookup(Cluster(cluster)) {
-                    Place::Slot { at, .. } => (below, at),
-                    // It was there, so it has been moved.
-                    Place::Hole => return,
+                    Place::Slot { at, .. } => slot(below, at),
+                    // Neither image has it.
+                    Place::Hole => Place::Hole,
                 },
-                Ordering::Greater => (l.0 - 1, at),
-            };
-            let place = Place::Slot {
-                level: Level(l),
-                at,
+                Ordering::Greater => slot(l.0 - 1, at),
             };
             bits.store(word.with_place(place).bits(), Release);
         });
@@ -314,6 +316,7 @@ impl Chain {
     /// The same chain with `top` as its top delta, which is the same image, larger. Words that get
     /// memory meanwhile are in this chain only: see [`Self::share_words`].
     pub(crate) fn grown(&self, top: Arc<Delta>, device: u32) -> Result<Self> {
+        self.admit_change()?;
         let (size_sectors, mut deltas) = (top.format().size_sectors(), self.copy_of_deltas(0)?);
         let map = match (top.format(), &self.map) {
             (Format::Ploop1(format), Some(map)) => {
@@ -336,6 +339,7 @@ impl Chain {
     /// The same disk with other deltas below the top, read anew. Without the words of the top: see
     /// [`Self::take_top_words`].
     pub(crate) fn relinked(&self, deltas: KVec<Arc<Delta>>, device: u32) -> Result<Self> {
+        self.admit_change()?;
         let nr = deltas.len().checked_sub(1).ok_or(ENOENT)?;
         let top = Level(u8::try_from(nr).map_err(|_| EINVAL)?);
         let map = match &self.map {
@@ -567,7 +571,7 @@ impl Chain {
 const WORD_BYTES: u64 = size_of::<u64>() as u64;
 
 /// ENOMEM if a device's tables of `need` bytes are over the limit, saying by how much.
-fn check_memory(need: u64, device: u32) -> Result {
+pub(crate) fn check_memory(need: u64, device: u32) -> Result {
     let limit = match crate::sys::map_limit_mb() {
         0 => crate::sys::ram_bytes() / 16,
         mb => u64::from(mb) << 20,
@@ -576,7 +580,7 @@ fn check_memory(need: u64, device: u32) -> Result {
         return Ok(());
     }
     pr_err!(
-        "ploop{device}: the cluster map needs {} MiB, over the limit of {} MiB (parameter map_limit_mb)\n",
+        "ploop{device}: the cluster map or the free slots need {} MiB, over the limit of {} MiB (parameter map_limit_mb)\n",
         need.div_ceil(1 << 20),
         limit >> 20
     );

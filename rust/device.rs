@@ -307,7 +307,7 @@ impl Device {
         if this.ops.running().is_some() || control.frozen_fs.is_some() {
             return Err(EBUSY);
         }
-        let stopping = Stopping::begin(control.engine.clone());
+        let impatient = Impatient::begin(control.engine.clone());
         // What was written through the page cache of the disk. A failure has been reported to who
         // wrote it, or will show as a poisoned image; it must not keep the device from stopping.
         let _ = disk.sync_and_invalidate();
@@ -326,7 +326,7 @@ impl Device {
         };
         engine.shared().events.stopped();
         this.tracks.end();
-        drop(stopping);
+        drop(impatient);
         engine.quiet();
         let closed = engine
             .close()
@@ -334,6 +334,10 @@ impl Device {
                 (Closed::Clean { is_empty }, Some(top)) => top.unmark(is_empty),
                 (Closed::ReadOnly, _) | (_, None) => Ok(()),
             });
+        if let Some((_, source)) = engine.chain.source() {
+            // Of a merge that could neither be ended nor undone: it is marked until it is looked at.
+            source.spoil_marked();
+        }
         disk.set_read_only(false);
         let _ = disk.set_limits(Limits::NONE);
         disk.notify_change();
@@ -423,18 +427,27 @@ impl Device {
                 // They would be waited for without end.
                 return Err(ENOSPC);
             }
-            control.frozen_fs = Some(FrozenFs::freeze(disk)?);
+            let fs = Self::freeze_fs(disk, control.engine.as_ref())?;
             if let Some(engine) = &control.engine {
                 let is_written = engine.chain.top().is_some_and(|t| t.is_writable());
                 if is_written && !engine.is_poisoned() {
+                    // On failure they are thawed: nobody else would.
                     engine.commit()?;
                 }
             }
+            control.frozen_fs = Some(fs);
         } else if !frozen {
             control.frozen_fs = None;
         }
         this.view.lock().is_frozen = control.frozen_fs.is_some();
         Ok(())
+    }
+
+    /// Freezes the file systems on the disk. What they write before that fails, rather than waits,
+    /// if there is no space for it: we wait for them, under the control lock.
+    fn freeze_fs(disk: DiskRef<'_, Self>, engine: Option<&Arc<Engine<Self>>>) -> Result<FrozenFs> {
+        let _impatient = Impatient::begin(engine.cloned());
+        FrozenFs::freeze(disk)
     }
 
     /// The maintenance that is going on, and the level of the top, as BALLOON tells them. ENOENT
@@ -505,23 +518,24 @@ impl Device {
     }
 }
 
-/// While this exists, nothing waits for space: it would be in the way of stopping.
-struct Stopping(Option<Arc<Engine<Device>>>);
+/// While this exists, nothing waits for space: somebody waits for all that is written, to stop the
+/// device for example. Under the control lock.
+struct Impatient(Option<Arc<Engine<Device>>>);
 
-impl Stopping {
+impl Impatient {
     fn begin(engine: Option<Arc<Engine<Device>>>) -> Self {
         if let Some(engine) = &engine {
-            engine.shared().set_stopping(true);
+            engine.shared().set_impatient(true);
             engine.retry_parked();
         }
         Self(engine)
     }
 }
 
-impl Drop for Stopping {
+impl Drop for Impatient {
     fn drop(&mut self) {
         if let Some(engine) = &self.0 {
-            engine.shared().set_stopping(false);
+            engine.shared().set_impatient(false);
         }
     }
 }

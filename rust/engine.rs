@@ -2,8 +2,9 @@
 //! The executor: does for each request what [`ploop_pure::flow`] decides, against chain and io.
 //!
 //! A request comes in through [`Engine::handle`] on a worker and is owned by the engine until it is
-//! ended: in I/O, in a list of waiters, or in a function's hands. No handler waits for another
-//! request: where one has to, the request is put into a list and the handler returns.
+//! ended: in I/O, in a list of waiters, or in a function's hands. No handler waits for a request
+//! that waits for a worker: it is put into a list instead and the handler returns. Handlers of
+//! discards wait for the epoch, in which nobody is but who runs or is in I/O.
 //!
 //! Locks: `slow` is a spin lock, taken by handlers and work items only, never across I/O or
 //! memory allocation; `commit` ([`index_wb`]) is a mutex held across the I/O of a commit, with
@@ -21,7 +22,7 @@ pub(crate) mod tracks;
 mod write;
 
 use crate::{
-    chain::{Chain, Used},
+    chain::{check_memory, Chain, Used},
     format::Format,
     sys::{
         mq::{Driver, Op, Request, RequestList, Sync},
@@ -38,6 +39,7 @@ use ploop_pure::{
     units::{Cluster, ImageCluster, Level},
 };
 
+use events::Space;
 use index_wb::Copies;
 use lockout::Waiters;
 pub(crate) use succeed::{Shared, Stats, Unfinished};
@@ -122,9 +124,11 @@ struct Slow<D: Disk> {
     dirty: DirtyPages,
     /// Writes that wait for a locked cluster.
     lock_waiters: Waiters<D>,
-    /// Writes that wait for a slot, or for space in the file system. Each holds its cluster's
-    /// lock, or nothing at all.
+    /// Writes that wait for a slot, until the file has grown. Each holds its cluster's lock.
     space_waiters: RequestList<D>,
+    /// Writes that wait for space in the file system, for who knows how long. Each holds its
+    /// cluster's lock, or nothing at all.
+    parked: RequestList<D>,
     /// Buffers for copies from lower deltas that are free.
     copy_bufs: KVec<PageBuf>,
     /// Writes that wait for a buffer; each holds its cluster's lock and a slot.
@@ -200,13 +204,14 @@ impl Parts {
             top.io()
                 .cut(chain.cluster().offset(ImageCluster(used.end)))?;
         }
+        let slots = used.end.min(header.slots_max());
+        check_memory(
+            Alloc::memory_bytes(slots) + used.slots.memory_bytes(),
+            device,
+        )?;
         let alloc = Alloc::new(chain.cluster(), used.end, used.end, header.slots_max());
         let mut alloc = alloc.map_err(crate::error::errno)?;
-        for at in (header.first_data.0..used.end).map(ImageCluster) {
-            if !used.slots.contains(at) {
-                alloc.give_back(at);
-            }
-        }
+        alloc.give_back_unused(header.first_data.0..used.end, &used.slots);
         Ok(Self { alloc, dirty })
     }
 }
@@ -225,6 +230,7 @@ impl<D: Disk> Engine<D> {
             dirty: parts.dirty,
             lock_waiters: Waiters::new(),
             space_waiters: RequestList::new(),
+            parked: RequestList::new(),
             copy_bufs: if chain.is_base() {
                 KVec::new()
             } else {
@@ -248,7 +254,7 @@ impl<D: Disk> Engine<D> {
                 commit_now <- Work::new(Self::run_commit),
                 commit_later <- Work::new(Self::run_commit),
                 make_space <- Work::new(Self::run_make_space),
-                make_space_later <- Work::new(Self::run_make_space),
+                make_space_later <- Work::new(Self::run_look_again),
             }? Error),
             GFP_KERNEL,
         )
@@ -297,6 +303,7 @@ impl<D: Disk> Engine<D> {
             Self::written(&mut rq);
         }
         let cmd = rq.pdu();
+        let holds_lock = cmd.write.is_some_and(|w| w.holds_lock());
         let event = match result {
             // Nothing moved before the end of the data: the file has become shorter.
             Ok(0) => Err(EIO),
@@ -307,7 +314,9 @@ impl<D: Disk> Engine<D> {
             Err(e) => Err(e),
         };
         match (event, &mut cmd.write) {
-            (Ok(()), _) if cmd.moved < len => {}
+            (Ok(()), _) if cmd.moved < len && holds_lock => {}
+            // What was looked up without the lock is looked up again.
+            (Ok(()), _) if cmd.moved < len => cmd.phase = Phase::Again,
             (Ok(()), None) => return rq.complete(Ok(())),
             (Err(e), None) => return rq.complete(Err(e)),
             (Ok(()), Some(write)) => match write.next(Event::Ok) {
@@ -329,6 +338,8 @@ impl<D: Disk> Engine<D> {
                 }
             }
         }
+        // A worker may be waiting until nobody is inside, and we wait for a worker.
+        rq.leave();
         rq.enqueue();
     }
 
@@ -437,13 +448,20 @@ impl<D: Disk> Engine<D> {
 
     /// Whether writes wait for space, for who knows how long.
     pub(crate) fn has_parked(&self) -> bool {
-        !self.slow.lock().space_waiters.is_empty()
+        !self.slow.lock().parked.is_empty()
     }
 
     /// Begins what an engine does on its own account.
     pub(crate) fn begin(self: &Arc<Self>) {
-        if self.may_write() {
-            self.make_space_soon();
+        if !self.chain.top().is_some_and(|t| t.is_writable()) {
+            return;
+        }
+        // Of a poisoned image too: who waits for space has to be told.
+        self.make_space_soon();
+        if self.shared.events.space() == Space::Full {
+            self.make_space_later();
+        }
+        if !self.is_poisoned() {
             self.commit_soon();
         }
     }

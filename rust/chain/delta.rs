@@ -202,7 +202,8 @@ impl Delta {
         self.is_spoiled.load(Relaxed)
     }
 
-    /// Gives `sink` every cluster that this delta holds. Returns one past the highest slot in use.
+    /// Gives `sink` every cluster that this delta holds. Returns one past the highest slot that an
+    /// entry names.
     pub(crate) fn scan(
         &self,
         device: u32,
@@ -236,8 +237,8 @@ impl Delta {
         }
     }
 
-    /// Reads the whole index and judges every entry. `sink` gets each cluster that is mapped. The
-    /// first bad entry ends it with EINVAL and one line in the log; a killed caller with EINTR.
+    /// Reads the whole index and judges every entry. `sink` gets each cluster of the disk that is
+    /// mapped: entries behind its end are of a disk that was larger once, or was to be. The first bad entry ends it with EINVAL and one line in the log; a killed caller with EINTR.
     pub(crate) fn scan_index(
         &self,
         device: u32,
@@ -251,7 +252,7 @@ impl Delta {
         super::check_memory(BatScan::memory_bytes(&header, length), device)?;
         let mut scan = BatScan::new(header, length).map_err(errno)?;
         let mut buf = PageBuf::new(READ_PAGES)?;
-        let nr_pages = header.nr_pages();
+        let (nr_pages, end) = (header.nr_pages(), header.disk_clusters());
         let mut first = 0;
         while first < nr_pages {
             if sys::is_killed() {
@@ -265,6 +266,7 @@ impl Delta {
             for (page_no, idx) in (first..).zip(0..nr) {
                 let slots = Ploop1::slots(buf.page(idx).ok_or(EINVAL)?)?;
                 scan.page(page_no, slots, |cluster, place| match place {
+                    Ok(_) if cluster.0 >= end => Ok(()),
                     Ok(at) => sink(cluster, at),
                     Err(problem) => Err(refuse(device, problem)),
                 })?;
@@ -294,6 +296,9 @@ impl Delta {
                 // Whatever becomes of that, the mark may be on disk.
                 self.is_marked.store(true, Relaxed);
                 self.write_header(now.header().opened())?;
+                // Not tried again, and the index is not written as long as they are there.
+                self.drop_surplus(now)
+                    .inspect_err(|_| self.spoil_marked())?;
             }
             (Format::Raw(now), Format::Raw(then)) if now.size_sectors() == then.size_sectors() => {}
             (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {
@@ -303,6 +308,31 @@ impl Delta {
         }
         self.is_marked.store(true, Relaxed);
         Ok(())
+    }
+
+    /// Clears, durably, the entries behind the end of the disk: nobody reads what they name, their
+    /// slots are free from here on, and a disk that grows must not find them. Of an image that is
+    /// marked and has no users yet.
+    fn drop_surplus(&self, format: &Ploop1) -> Result {
+        let mut buf = PageBuf::new(1)?;
+        let mut dropped = false;
+        for page_no in format.header().surplus_pages() {
+            if sys::is_killed() {
+                return Err(EINTR);
+            }
+            let pos = u64::from(page_no) * INDEX_PAGE_BYTES;
+            if self.io.read(pos, &mut buf, 0..1)? != PAGE_BYTES {
+                return Err(EIO);
+            }
+            if format.clear_surplus(page_no, buf.page_mut(0).ok_or(EINVAL)?)? {
+                self.io.write(pos, &buf, 0..1)?;
+                dropped = true;
+            }
+        }
+        match dropped {
+            true => self.io.sync(),
+            false => Ok(()),
+        }
     }
 
     /// Whether no entry was used when the delta was opened, or closed last.

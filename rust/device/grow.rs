@@ -3,7 +3,7 @@
 //! index has to be are moved away, durably; then that place is made zero, durably; the header comes
 //! last, and only then is the disk larger. A crash before that leaves the disk as it was.
 
-use super::{limits, ops::Ops, Device};
+use super::{limits, ops::Ops, Device, Impatient};
 use crate::{
     chain::delta::Delta,
     engine::{merge::Moved, Engine, Parts},
@@ -57,6 +57,7 @@ impl Device {
         Self::admit_grow(&engine, sectors)?;
         if sectors == engine.chain.size_sectors() {
             // Perhaps one before this could not show it.
+            let _control = self.control.lock();
             self.show_size(disk, &engine);
             return Ok(());
         }
@@ -165,11 +166,13 @@ impl Device {
         Ok(())
     }
 
-    fn show_size(&self, disk: DiskRef<'_, Self>, engine: &Engine<Self>) {
+    /// Under the control lock.
+    fn show_size(&self, disk: DiskRef<'_, Self>, engine: &Arc<Engine<Self>>) {
         disk.set_capacity(limits::capacity(engine, self.index));
         // Who has partitions open keeps those that there are. What the disk's page cache holds is
         // written first, which must not wait for space.
         if !engine.has_parked() {
+            let _impatient = Impatient::begin(Some(engine.clone()));
             let _ = disk.open_lock().rescan_partitions(false);
         }
         disk.notify_change();

@@ -98,14 +98,17 @@ impl Device {
                 true => Ok(()),
                 false => self.make_room(ops, engine, level, dest, slots),
             });
-        match room.and_then(|()| dest.fit(size)) {
-            Ok(Some(larger)) => Ok(Arc::new(larger, GFP_KERNEL)?),
-            Ok(None) => Ok(dest.clone()),
-            Err(e) => {
-                // Its header is what it was, or good for a larger disk with the same entries.
+        if let Err(e) = room {
+            // It was only asked to stop: entries are old or new, each good. After a failed write or
+            // sync nobody knows, and the mark stays.
+            if e == Errno::Cancelled.error() || e == ENOSPC || e == EBUSY {
                 let _ = dest.unmark_unused();
-                Err(e)
             }
+            return Err(e);
+        }
+        match dest.fit(size)? {
+            Some(larger) => Ok(Arc::new(larger, GFP_KERNEL)?),
+            None => Ok(dest.clone()),
         }
     }
 
@@ -129,7 +132,11 @@ impl Device {
         alone.reserve_slots(slots.end);
         let moved = self.vacate(ops, &alone, slots);
         alone.quiet();
-        moved.and_then(|()| alone.commit())?;
+        let committed = moved.and_then(|()| alone.commit());
+        if alone.is_poisoned() {
+            return Err(EIO);
+        }
+        committed?;
         let mut from = 0;
         while let Some(cluster) = alone.chain.next_in(Level(0), from) {
             if let Some(to) = alone.chain.slot_of(Level(0), cluster) {

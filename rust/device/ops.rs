@@ -222,10 +222,13 @@ impl Ops {
 const WAIT_MS: u64 = 50;
 
 impl Device {
-    /// EBUSY while a long operation or the write tracker runs.
+    /// EBUSY while a long operation or the write tracker runs, and after a merge that could neither
+    /// be ended nor undone.
     pub(super) fn admit_change(&self) -> Result {
+        let engine = self.view.lock().engine.clone();
+        let is_merging = engine.is_some_and(|e| e.chain.source().is_some());
         match self.ops.running() {
-            None if !self.tracks.is_tracking() => Ok(()),
+            None if !is_merging && !self.tracks.is_tracking() => Ok(()),
             Some(_) | None => Err(EBUSY),
         }
     }

@@ -79,7 +79,7 @@ impl Device {
         let frozen_fs = match freeze_fs {
             // They would be waited for without end.
             true if steps.old.has_parked() => Err(ENOSPC),
-            true => FrozenFs::freeze(disk).map(Some),
+            true => Self::freeze_fs(disk, Some(&steps.old)).map(Some),
             false => Ok(None),
         };
         let result = frozen_fs.and_then(|fs| steps.run(&mut control, fs));

@@ -89,8 +89,10 @@ impl<D: Disk> Engine<D> {
             }
             Err(e) => {
                 wake_failed(waiters, e);
-                if !self.is_poisoned() {
-                    self.commit_soon();
+                match self.is_poisoned() {
+                    // Who waits for space waits in vain.
+                    true => self.make_space_soon(),
+                    false => self.commit_soon(),
                 }
             }
         }
@@ -149,10 +151,11 @@ impl<D: Disk> Engine<D> {
             let top = self.chain.top().ok_or(EIO)?;
             let source = self.chain.source();
             let (mut error, mut is_index_full) = (EIO, false);
-            if self.is_poisoned() {
-                return Err(EIO);
-            }
             loop {
+                // Others poison the image too, and what they were told no sync reports again.
+                if self.is_poisoned() {
+                    action = commit.next(Event::Failed);
+                }
                 let result = match action {
                     Action::Copy { cursor } => match self.copy_batch(cursor, copies) {
                         Ok(event) => {
@@ -186,11 +189,14 @@ impl<D: Disk> Engine<D> {
                         return Ok(());
                     }
                     Action::Fail => {
-                        self.slow.lock().alloc.commit_ended(false);
-                        if is_index_full {
-                            // The pages on disk are whole, the copies can be written again.
-                            self.slow.lock().dirty.settle(false);
-                        } else {
+                        {
+                            let mut slow = self.slow.lock();
+                            slow.alloc.commit_ended(false);
+                            slow.dirty.settle(false);
+                        }
+                        // If that was all: the pages on disk are whole, the copies can be written
+                        // again.
+                        if !is_index_full {
                             self.poison(error);
                         }
                         return Err(error);
@@ -270,8 +276,8 @@ impl<D: Disk> Engine<D> {
         written
     }
 
+    /// From here on writes are refused, and a commit that runs fails; its batch is its own.
     pub(super) fn poison(&self, error: Error) {
-        self.slow.lock().dirty.settle(false);
         if !self.is_poisoned.xchg(true, Full) {
             pr_err!(
                 "ploop{}: writing or syncing the image failed (errno {}): writes are refused until it is detached and checked\n",

@@ -111,7 +111,8 @@ impl<D: Disk> Engine<D> {
             true => Durability::Fua,
             false => Durability::Volatile,
         };
-        Some((rq, self.found(now, extent, durability)))
+        let found = self.found(&mut rq, now, durability);
+        Some((rq, found))
     }
 
     /// Lets `rq` start again when its cluster is not locked.

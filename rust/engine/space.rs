@@ -11,7 +11,7 @@ use super::{
     Disk, Engine, Phase,
 };
 use crate::sys::{
-    mq::{noio, Request},
+    mq::{noio, Request, RequestList},
     prelude::*,
     trace,
     work::Work,
@@ -28,7 +28,7 @@ const RETRY_MS: u32 = 1000;
 /// Runs of slots made zero before one sync.
 const RUNS_MAX: usize = 64;
 /// Slots of such a run.
-const RUN_SLOTS_MAX: u32 = 1024;
+const RUN_SLOTS_MAX: u32 = 1 << 18;
 
 impl<D: Disk> Engine<D> {
     /// Takes a slot for `rq`. `None` if `rq` now waits for the file to grow: its handler is called
@@ -108,7 +108,7 @@ impl<D: Disk> Engine<D> {
             return Some(rq);
         }
         self.shared.events.set_full(true);
-        self.slow.lock().space_waiters.push_back(rq);
+        self.slow.lock().parked.push_back(rq);
         self.make_space_later();
         None
     }
@@ -117,7 +117,7 @@ impl<D: Disk> Engine<D> {
         Work::queue(self.clone(), |e| &e.make_space, &self.workers, 0);
     }
 
-    fn make_space_later(self: &Arc<Self>) {
+    pub(super) fn make_space_later(self: &Arc<Self>) {
         Work::queue(
             self.clone(),
             |e| &e.make_space_later,
@@ -126,33 +126,81 @@ impl<D: Disk> Engine<D> {
         );
     }
 
-    /// The work item: cleans what came back, grows the file, and lets those who wait try again.
-    /// Without space they go on waiting, and it is tried again before long.
+    /// The work item for when there was no space: says so if there is some again, which it is when
+    /// nobody has had to wait since all who did were woken.
+    pub(super) fn run_look_again(self: Arc<Self>) {
+        if self.slow.lock().parked.is_empty() {
+            self.shared.events.set_full(false);
+        }
+        self.run_make_space();
+    }
+
+    /// The work item: cleans some of what came back, grows the file, and lets those who wait try
+    /// again. Without space they go on waiting, and it is tried again before long.
     pub(super) fn run_make_space(self: Arc<Self>) {
-        noio(|| self.chain.refill());
-        match noio(|| self.make_space_now()) {
+        let made = match self.is_poisoned() {
+            true => Err(EIO),
+            false => noio(|| self.make_space_now()),
+        };
+        let may_wait = !self.shared.fails_when_full();
+        let has_freed = self.slow.lock().alloc.has_freed() && !self.is_poisoned();
+        match made {
             Ok(()) => {
-                let waiters = self.slow.lock().space_waiters.take();
-                if !waiters.is_empty() {
-                    self.shared.events.set_full(false);
+                let (waiters, parked) = self.take_waiters();
+                if !parked.is_empty() {
+                    // Perhaps there is none still.
+                    self.make_space_later();
                 }
                 wake(waiters);
+                wake(parked);
             }
-            Err(e) if is_no_space(e) && !self.shared.fails_when_full() => {
-                let has_parked = self.has_parked();
+            // What came back may be enough.
+            Err(e) if is_no_space(e) && may_wait && has_freed => {}
+            Err(e) if is_no_space(e) && may_wait => {
+                let has_parked = {
+                    let mut slow = self.slow.lock();
+                    while let Some(rq) = slow.space_waiters.pop_front() {
+                        slow.parked.push_back(rq);
+                    }
+                    !slow.parked.is_empty()
+                };
                 if has_parked {
                     self.shared.events.set_full(true);
                     self.make_space_later();
                 }
             }
-            Err(e) => wake_failed(self.slow.lock().space_waiters.take(), e),
+            // There is some before long.
+            Err(e) if e == ENOMEM && may_wait => {
+                let is_waited_for = {
+                    let slow = self.slow.lock();
+                    !slow.space_waiters.is_empty() || !slow.parked.is_empty()
+                };
+                if is_waited_for {
+                    self.make_space_later();
+                }
+            }
+            Err(e) => {
+                let (waiters, parked) = self.take_waiters();
+                wake_failed(waiters, e);
+                wake_failed(parked, e);
+            }
         }
+        if has_freed {
+            self.make_space_soon();
+        }
+        // Last: it may wait for memory, and nobody has to wait for that.
+        noio(|| self.chain.refill());
     }
 
-    /// Makes space, as far as there is need.
+    fn take_waiters(&self) -> (RequestList<D>, RequestList<D>) {
+        let mut slow = self.slow.lock();
+        (slow.space_waiters.take(), slow.parked.take())
+    }
+
+    /// Makes space, as far as there is need: not all that came back is cleaned.
     pub(super) fn make_space_now(&self) -> Result {
         self.commit_releases()?;
-        self.clean_freed()?;
+        self.clean_some()?;
         self.grow()
     }
 
@@ -170,6 +218,7 @@ impl<D: Disk> Engine<D> {
                 && alloc.nr_clean() == 0
                 && alloc.target().is_none()
                 && alloc.has_pending()
+                && !alloc.has_freed()
         };
         if is_wanted {
             self.commit()
@@ -183,50 +232,54 @@ impl<D: Disk> Engine<D> {
         noio(|| self.clean_freed())
     }
 
-    /// Makes slots that came back read as zeros, durably, so that they can be used again
+    /// Makes all slots that came back read as zeros, durably, so that they can be used again
     /// (ordering rule 4), and gives their space back to the file system. What cannot be cleaned is
     /// left until the image is opened anew.
     pub(super) fn clean_freed(&self) -> Result {
+        while self.slow.lock().alloc.has_freed() {
+            self.clean_some()?;
+        }
+        Ok(())
+    }
+
+    /// The same for some of them.
+    fn clean_some(&self) -> Result {
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         let top = self.chain.top().ok_or(EIO)?;
         let size = self.chain.cluster();
-        loop {
-            let mut runs: [Option<Range<u32>>; RUNS_MAX] = [const { None }; RUNS_MAX];
-            let mut is_last = false;
-            for place in &mut runs {
-                let Some(run) = self.slow.lock().alloc.next_freed(RUN_SLOTS_MAX) else {
-                    is_last = true;
-                    break;
-                };
-                let bytes = |at| size.offset(ImageCluster(at));
-                let range = bytes(run.start)..bytes(run.end);
-                let punched = top.io().punch(range.clone());
-                self.shared.tracks.image_written(&range);
-                match punched {
-                    Ok(()) => *place = Some(run),
-                    Err(_) => self.slow.lock().alloc.lost(run),
-                }
-            }
-            if runs.iter().all(Option::is_none) {
-                return Ok(());
-            }
-            // What a sync reports may be about other writes, and it reports it once.
-            let synced = top.io().sync().inspect_err(|e| self.poison(*e));
-            let mut slow = self.slow.lock();
-            for run in runs.into_iter().flatten() {
-                match synced {
-                    Ok(()) => slow.alloc.cleaned(run),
-                    Err(_) => slow.alloc.lost(run),
-                }
-            }
-            drop(slow);
-            synced?;
-            if is_last {
-                return Ok(());
+        let mut runs: [Option<Range<u32>>; RUNS_MAX] = [const { None }; RUNS_MAX];
+        for place in &mut runs {
+            let Some(run) = self.slow.lock().alloc.next_freed(RUN_SLOTS_MAX) else {
+                break;
+            };
+            let bytes = |at| size.offset(ImageCluster(at));
+            let range = bytes(run.start)..bytes(run.end);
+            let punched = top.io().punch(range.clone());
+            self.shared.tracks.image_written(&range);
+            match punched {
+                Ok(()) => *place = Some(run),
+                Err(_) => self.slow.lock().alloc.lost(run),
             }
         }
+        if runs.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        // What a sync reports may be about other writes, and it reports it once.
+        let synced = top.io().sync().inspect_err(|e| self.poison(*e));
+        let mut slow = self.slow.lock();
+        for run in runs.into_iter().flatten() {
+            match synced {
+                Ok(()) => slow.alloc.cleaned(run),
+                Err(_) => slow.alloc.lost(run),
+            }
+        }
+        synced
     }
 
     /// Grows the file by a step if slots are low, or by one cluster if there is no space for more.
+    /// It is no failure if there are slots all the same.
     fn grow(&self) -> Result {
         let (is_low, targets) = {
             let slow = self.slow.lock();
@@ -244,24 +297,41 @@ impl<D: Disk> Engine<D> {
                 other => return other,
             }
         }
-        result
+        match self.slow.lock().alloc.has_slot() {
+            true => Ok(()),
+            false => result,
+        }
     }
 
     /// Grows the file to `target` clusters.
     pub(super) fn grow_to(&self, target: u32) -> Result {
-        let limit = self.slow.lock().alloc.limit();
+        let (limit, bound, wanted) = {
+            let slow = self.slow.lock();
+            let alloc = &slow.alloc;
+            (alloc.limit(), alloc.bound(), alloc.room_wanted(target))
+        };
         if target <= limit {
             return Ok(());
+        }
+        if self.is_poisoned() {
+            return Err(EIO);
         }
         self.check_length(limit)?;
         let top = self.chain.top().ok_or(EIO)?;
         let offset = |clusters| self.chain.cluster().offset(ImageCluster(clusters));
-        let mut room = Room::new(target).map_err(crate::error::errno)?;
+        let (mut room, target) = match wanted.map(Room::new).transpose() {
+            Ok(room) => (room, target),
+            // As far as the memory goes that is there.
+            Err(_) if bound > limit => (None, bound),
+            Err(e) => return Err(crate::error::errno(e)),
+        };
         let grown = top.io().grow(offset(limit)..offset(target));
         trace::space(self.device, target, grown);
         grown?;
         let mut slow = self.slow.lock();
-        slow.alloc.expand(&mut room);
+        if let Some(room) = &mut room {
+            slow.alloc.expand(room);
+        }
         slow.alloc.grown(target);
         drop(slow);
         self.shared.events.space_left(top.io().space_left());

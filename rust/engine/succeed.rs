@@ -32,8 +32,8 @@ pub(crate) struct Shared {
     pub(super) epoch: Arc<Epoch>,
     /// Writes that find no space fail instead of waiting.
     fails_when_full: Atomic<bool>,
-    /// They do for the moment: the device is to stop.
-    is_stopping: Atomic<bool>,
+    /// They do for the moment: somebody waits for all that is written, to stop the device perhaps.
+    is_impatient: Atomic<bool>,
     pub(crate) events: Arc<Events>,
     pub(crate) tracks: Arc<Tracks>,
 }
@@ -52,7 +52,7 @@ impl Shared {
             },
             epoch,
             fails_when_full: Atomic::new(false),
-            is_stopping: Atomic::new(false),
+            is_impatient: Atomic::new(false),
             events,
             tracks,
         }
@@ -60,12 +60,12 @@ impl Shared {
 
     /// Whether writes that find no space fail instead of waiting.
     pub(crate) fn fails_when_full(&self) -> bool {
-        self.fails_when_full.load(Relaxed) || self.is_stopping.load(Relaxed)
+        self.fails_when_full.load(Relaxed) || self.is_impatient.load(Relaxed)
     }
 
-    /// The device is to stop, or is not any more.
-    pub(crate) fn set_stopping(&self, stops: bool) {
-        self.is_stopping.store(stops, Relaxed);
+    /// Somebody waits for all that is written, or does not any more.
+    pub(crate) fn set_impatient(&self, is_impatient: bool) {
+        self.is_impatient.store(is_impatient, Relaxed);
     }
 
     /// Sets that; [`Engine::retry_parked`] ends those who wait already.
@@ -83,7 +83,7 @@ const REACH_MAX: u32 = 100;
 
 impl<D: Disk> Engine<D> {
     /// Takes what is known of the top's file, for the next engine. With the queue frozen.
-    pub(crate) fn take_parts(&self) -> Result<Parts> {
+    fn take_parts(&self) -> Result<Parts> {
         let mut none = Parts::none(&self.chain)?;
         self.exchange_parts(&mut none);
         Ok(none)
@@ -99,6 +99,9 @@ impl<D: Disk> Engine<D> {
     /// Ends this engine's part in requests: nothing is published any more. With the queue frozen.
     pub(crate) fn retire(&self) -> Result<Unfinished> {
         self.quiet();
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         self.copy_last().map(Unfinished)
     }
 
@@ -107,15 +110,20 @@ impl<D: Disk> Engine<D> {
         self.commit_copied(unfinished.0)
     }
 
-    /// Gives what is known of the top's file, which stays the same, to `new`. With the queue
+    /// Gives what is known of the top's file, which stays the same, to `new`; on failure this
+    /// engine keeps it. EIO if the file takes no more writes: `new` would not know. With the queue
     /// frozen.
     pub(crate) fn hand_over(&self, new: &Self) -> Result {
         self.quiet();
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         let mut parts = self.take_parts()?;
-        parts
-            .dirty
-            .extend(new.chain.top().map_or(0, |top| top.nr_index_pages()))
-            .map_err(crate::error::errno)?;
+        let nr_pages = new.chain.top().map_or(0, |top| top.nr_index_pages());
+        if let Err(e) = parts.dirty.extend(nr_pages) {
+            self.exchange_parts(&mut parts);
+            return Err(crate::error::errno(e));
+        }
         new.exchange_parts(&mut parts);
         Ok(())
     }
@@ -172,6 +180,9 @@ impl<D: Disk> Engine<D> {
     /// and after, in bytes. With the queue frozen; all releases are durable.
     pub(crate) fn cut_now(self: &Arc<Self>) -> Result<(u64, u64)> {
         self.quiet();
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         let top = self.chain.top().ok_or(EIO)?;
         let (head, limit, end) = {
             let mut slow = self.slow.lock();

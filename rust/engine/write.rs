@@ -16,7 +16,7 @@ use ploop_pure::{
 };
 
 impl<D: Disk> Engine<D> {
-    pub(super) fn write(self: &Arc<Self>, mut rq: Request<D>) {
+    pub(super) fn write(self: &Arc<Self>, rq: Request<D>) {
         if !self.may_write() {
             return rq.end(Err(EIO));
         }
@@ -30,7 +30,6 @@ impl<D: Disk> Engine<D> {
         } else {
             Durability::Volatile
         };
-        rq.pdu().moved = 0;
         self.begin_write(rq, extent, coverage, durability);
     }
 
@@ -67,18 +66,25 @@ impl<D: Disk> Engine<D> {
             };
         }
         let mut write = Write::new(durability, coverage, self.chain.top_level());
-        let action = write.next(self.found(word, extent, durability));
+        let found = self.found(&mut rq, word, durability);
+        let action = write.next(found);
         rq.pdu().write = Some(write);
         self.act(rq, action);
     }
 
-    /// Where a cluster is. Whether its entry is durable matters for FUA only.
-    pub(super) fn found(&self, word: Word, extent: Extent, durability: Durability) -> Event {
+    /// Where the cluster of `rq` is. Whether a durable write is enough matters for FUA only, which
+    /// else is a write and a commit: its entry has to be durable; all of it has to go there, and
+    /// not a part to a place that it had before; and the file must not be in the page cache, where
+    /// an error of the sync cannot be told from one of the write, and would be kept from the commit
+    /// that it matters to.
+    pub(super) fn found(&self, rq: &mut Request<D>, word: Word, durability: Durability) -> Event {
         let entry_durable = match durability {
             Durability::Volatile => true,
             Durability::Fua => {
-                let page = Ploop1::page_of(extent.cluster);
-                self.chain.is_identity() || self.slow.lock().dirty.is_durable(page)
+                let page = Ploop1::page_of(rq.pdu().extent.cluster);
+                rq.pdu().moved == 0
+                    && self.chain.top().is_some_and(|top| top.io().is_direct())
+                    && (self.chain.is_identity() || self.slow.lock().dirty.is_durable(page))
             }
         };
         Event::Found {

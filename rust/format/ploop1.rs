@@ -62,19 +62,11 @@ impl Ploop1 {
         Self { header }
     }
 
-    /// Clears the slots of index page `page_no` behind the last entry.
-    pub(crate) fn clear_surplus(&self, page_no: u32, page: &mut [u8; PAGE_BYTES]) -> Result {
+    /// Clears what index page `page_no` has behind the end of the disk. Returns whether there was
+    /// anything.
+    pub(crate) fn clear_surplus(&self, page_no: u32, page: &mut [u8; PAGE_BYTES]) -> Result<bool> {
         let slots = <[U32]>::mut_from_bytes(page).map_err(|_| EINVAL)?;
-        let (page_of_end, slot_of_end) = locate(Cluster(self.header.nr_entries));
-        let keep = if page_no < page_of_end {
-            slots.len()
-        } else {
-            slot_of_end
-        };
-        for slot in slots.iter_mut().skip(keep) {
-            *slot = U32::ZERO;
-        }
-        Ok(())
+        Ok(self.header.clear_surplus(page_no, slots))
     }
 
     /// Whether the rest is the same in `other`.
@@ -115,9 +107,9 @@ impl Ploop1 {
         };
         let slots = <[U32]>::mut_from_bytes(page).map_err(|_| EINVAL)?;
         let (first, _) = page_range(page_no);
-        let clusters = first..u64::from(self.header.nr_entries);
+        let clusters = first..u64::from(self.header.disk_clusters());
         for (cluster, slot) in clusters.zip(slots.iter_mut().skip(lead)) {
-            // Below `nr_entries`, a u32.
+            // Of the disk, so a u32.
             if let Some(at) = lookup(Cluster(cluster as u32)) {
                 *slot = self.header.encode_entry(at).into();
             }

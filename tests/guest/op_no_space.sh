@@ -17,7 +17,7 @@ mount -t tmpfs -o size=256M tmpfs "$SCRATCH"
 
 full() { dd if=/dev/zero of="$small/filler" bs=4k status=none 2>/dev/null || true; }
 
-is_full() { test_log | grep -q 'no space for the image'; }
+is_full() { [[ $(<"/sys/block/${device##*/}/pstate/space") == full ]]; }
 
 levels() { find "/sys/block/${device##*/}/pdelta" -mindepth 1 -maxdepth 1 | wc -l; }
 

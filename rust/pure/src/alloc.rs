@@ -131,6 +131,12 @@ impl Alloc {
         }
     }
 
+    /// Takes back all slots of `range` but those in `used`, none of which an entry names.
+    pub fn give_back_unused(&mut self, range: Range<u32>, used: &SlotSet) {
+        self.freed
+            .insert_gaps(range.start.max(self.floor.0)..range.end, used);
+    }
+
     /// Takes back a slot whose entry in memory has just changed.
     pub fn release(&mut self, at: ImageCluster) {
         if at < self.floor {
@@ -141,6 +147,16 @@ impl Alloc {
         } else {
             self.pending.insert(at);
         }
+    }
+
+    /// Whether slots wait to be made zero.
+    pub fn has_freed(&self) -> bool {
+        !self.freed.is_empty()
+    }
+
+    /// Whether [`Self::take`] has one.
+    pub fn has_slot(&self) -> bool {
+        !self.clean.is_empty() || self.head.max(self.floor.0) < self.limit
     }
 
     /// Whether slots wait for a commit.
@@ -178,12 +194,10 @@ impl Alloc {
 
     /// Slots of [`Self::next_freed`] read as zeros, durably.
     pub fn cleaned(&mut self, run: Range<u32>) {
-        for at in run.map(ImageCluster) {
-            self.nr_cleaning = self.nr_cleaning.saturating_sub(1);
-            if at >= self.floor {
-                self.clean.insert(at);
-            }
-        }
+        self.nr_cleaning = self.nr_cleaning.saturating_sub(run.end - run.start);
+        let none = SlotSet::default();
+        self.clean
+            .insert_gaps(run.start.max(self.floor.0)..run.end, &none);
     }
 
     /// Slots of [`Self::next_freed`] could not be made zero: they are left until the image is
@@ -223,6 +237,23 @@ impl Alloc {
             .ceil(bytes.clamp(STEP_BYTES_MIN, STEP_BYTES_MAX))
     }
 
+    /// Bytes of the sets of a file of `nr` slots.
+    pub fn memory_bytes(nr: u32) -> u64 {
+        4 * (u64::from(nr).div_ceil(8))
+    }
+
+    /// Clusters up to which there is room.
+    pub fn bound(&self) -> u32 {
+        u32::try_from(self.clean.bound()).unwrap_or(u32::MAX)
+    }
+
+    /// For how many clusters to make room when the file is to have `target`; `None` if there is
+    /// room. More than that, so that it is not often.
+    pub fn room_wanted(&self, target: u32) -> Option<u32> {
+        let more = target.saturating_add(target / 2).min(self.max.max(target));
+        (target > self.bound()).then_some(more)
+    }
+
     /// Takes `room` for its memory; what it had before is left there, to be freed by the caller.
     pub fn expand(&mut self, room: &mut Room) {
         let sets = [
@@ -238,8 +269,7 @@ impl Alloc {
 
     /// The file now has `limit` clusters, for which [`Self::expand`] has made room.
     pub fn grown(&mut self, limit: u32) {
-        let room = u32::try_from(self.clean.bound()).unwrap_or(u32::MAX);
-        self.limit = self.limit.max(limit.min(self.max).min(room));
+        self.limit = self.limit.max(limit.min(self.max).min(self.bound()));
     }
 
     /// No slot below `floor` is handed out, or taken back, from here on.
@@ -408,6 +438,26 @@ mod tests {
         assert_eq!(a.cut(), 1);
         grow(&mut a, 5);
         assert_eq!((a.cut(), a.head(), a.limit()), (3, 3, 3));
+    }
+
+    #[test]
+    fn gaps_come_back_and_room_is_made_ahead() {
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 300, 300, 1000).unwrap();
+        let mut used = SlotSet::new(300).unwrap();
+        for at in [5, 130, 299] {
+            used.insert(ImageCluster(at));
+        }
+        a.give_back_unused(3..300, &used);
+        assert!(a.has_freed() && !a.has_slot());
+        let runs: std::vec::Vec<_> = core::iter::from_fn(|| a.next_freed(100)).collect();
+        assert_eq!(runs, [3..5, 6..106, 106..130, 131..231, 231..299]);
+        for run in runs {
+            a.cleaned(run);
+        }
+        assert_eq!((a.used(), a.nr_clean(), a.has_slot()), (3 + 3, 294, true));
+        assert_eq!((a.bound(), a.room_wanted(320)), (320, None));
+        assert_eq!(a.room_wanted(321), Some(481));
+        assert_eq!(a.room_wanted(900), Some(1000));
     }
 
     #[test]

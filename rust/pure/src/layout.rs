@@ -3,3 +3,4 @@
 
 pub mod extension;
 pub mod ploop1;
+pub mod surplus;

@@ -28,6 +28,15 @@ fn place(slot: ImageCluster) -> (usize, u64) {
     ((slot.0 / WORD_BITS) as usize, 1 << (slot.0 % WORD_BITS))
 }
 
+/// `nr` bits from bit `skip` on, at most all of a word.
+fn bits(skip: u32, nr: u32) -> u64 {
+    let ones = match nr {
+        0 => 0,
+        nr => u64::MAX >> (WORD_BITS - nr.min(WORD_BITS)),
+    };
+    ones << skip
+}
+
 impl SlotSet {
     /// Memory for slots below `nr`, for [`Self::exchange`].
     pub fn room(nr: u32) -> Result<Vector<u64>, Error> {
@@ -136,10 +145,53 @@ impl SlotSet {
     pub fn pop_run(&mut self, max: u32) -> Option<Range<u32>> {
         let first = self.pop_lowest(ImageCluster(0))?.0;
         let mut end = first + 1;
-        while end - first < max && self.remove(ImageCluster(end)) {
-            end += 1;
+        while end - first < max {
+            let (at, _) = place(ImageCluster(end));
+            let Some(word) = self.words.get_mut(at) else {
+                break;
+            };
+            // A word at a time.
+            let skip = end % WORD_BITS;
+            let nr = (*word >> skip).trailing_ones().min(max - (end - first));
+            *word &= !bits(skip, nr);
+            self.nr -= nr;
+            end += nr;
+            if nr == 0 || skip + nr < WORD_BITS {
+                break;
+            }
         }
         Some(first..end)
+    }
+
+    /// Puts all slots of `range` in that `others` has not, as far as the bound allows.
+    pub fn insert_gaps(&mut self, range: Range<u32>, others: &Self) {
+        let end = u32::try_from(self.bound()).map_or(range.end, |b| range.end.min(b));
+        let mut from = range.start;
+        while from < end {
+            let (at, _) = place(ImageCluster(from));
+            let skip = from % WORD_BITS;
+            let nr = (WORD_BITS - skip).min(end - from);
+            let theirs = others.words.get(at).copied().unwrap_or(0);
+            if let Some(word) = self.words.get_mut(at) {
+                let new = bits(skip, nr) & !theirs & !*word;
+                if new != 0 {
+                    *word |= new;
+                    if self.nr == 0 {
+                        self.low = at;
+                        self.high = at;
+                    }
+                    self.nr += new.count_ones();
+                    self.low = self.low.min(at);
+                    self.high = self.high.max(at + 1);
+                }
+            }
+            from += nr;
+        }
+    }
+
+    /// Bytes of its memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.bound() / 8
     }
 
     /// Moves all slots of `other` in here. The bound of `other` is not higher.
@@ -172,6 +224,24 @@ mod tests {
         assert!(s.is_empty() && s.lowest(ZERO).is_none());
         assert!(s.insert(ImageCluster(1)));
         assert_eq!(s.lowest(ZERO), Some(ImageCluster(1)));
+    }
+
+    #[test]
+    fn gaps_are_put_in_and_runs_taken_out() {
+        let (mut s, mut others) = (SlotSet::new(256).unwrap(), SlotSet::new(128).unwrap());
+        s.insert(ImageCluster(70));
+        for slot in [0, 69, 127] {
+            others.insert(ImageCluster(slot));
+        }
+        s.insert_gaps(0..1000, &others);
+        assert_eq!(s.len(), 256 - 3);
+        assert_eq!(s.pop_run(1000), Some(1..69));
+        assert_eq!(s.pop_run(1000), Some(70..127));
+        assert_eq!(s.pop_run(64), Some(128..192));
+        assert_eq!(s.pop_run(1000), Some(192..256));
+        assert_eq!((s.pop_run(1), s.len()), (None, 0));
+        s.insert_gaps(66..67, &others);
+        assert_eq!(s.pop_run(1000), Some(66..67));
     }
 
     #[test]

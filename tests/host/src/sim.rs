@@ -78,6 +78,8 @@ pub enum Fault {
     SurplusLeft,
     /// The place for a larger index is reserved while writes that took a slot there go on.
     ReservedUnfrozen,
+    /// A failed FUA write takes the batch from a commit that runs, which goes on.
+    PoisonSettles,
 }
 
 /// What is done to the chain while requests run.

@@ -209,6 +209,31 @@ fn failed_syncs_poison() {
     sound(&cfg, 100, 20_000);
 }
 
+/// Of the O_DSYNC writes of FUA too, while commits run.
+#[test]
+fn failed_fua_writes_poison() {
+    sound(&failed_fua(Fault::None), 60, 20_000);
+}
+
+#[test]
+fn a_batch_taken_from_a_commit_is_noticed() {
+    noticed(Fault::PoisonSettles, |c| *c = failed_fua(c.fault));
+}
+
+/// Slow FUA writes in place, and many pages, of which some are being committed.
+fn failed_fua(fault: Fault) -> Config {
+    Config {
+        nr_entries: 12 * 1024,
+        requests: 150,
+        in_flight: 8,
+        sync_fail_percent: 3,
+        fua_percent: 40,
+        slow_percent: 40,
+        fault,
+        ..base()
+    }
+}
+
 /// More dirty pages than a commit writes as one batch.
 #[test]
 fn an_index_of_many_pages() {

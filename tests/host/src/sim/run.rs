@@ -119,10 +119,18 @@ impl Run<'_> {
 
     fn work(&mut self, e: &mut Engine<'_>, until: u64) -> Result<(), String> {
         for _ in 0..until.min(100_000) {
-            if !e.step(&mut self.rng)? || e.is_poisoned {
+            if !e.step(&mut self.rng)? {
                 break;
             }
             self.cuts(e)?;
+            if e.is_poisoned {
+                // Nothing new begins, but a commit may be on its way.
+                while e.is_committing() {
+                    e.commit(&mut self.rng)?;
+                    self.cuts(e)?;
+                }
+                break;
+            }
         }
         self.tried.ops += u64::from(e.ops_done);
         Ok(())

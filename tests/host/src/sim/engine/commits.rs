@@ -96,6 +96,10 @@ impl Engine<'_> {
             self.commit = Some(commit);
             return Ok(());
         }
+        let action = match self.is_poisoned && self.cfg.fault != Fault::PoisonSettles {
+            true => commit.machine.next(commit::Event::Failed),
+            false => action,
+        };
         commit.doing = match action {
             commit::Action::Copy { cursor } => {
                 let next = self.dirty.take_batch(cursor);
@@ -136,6 +140,24 @@ impl Engine<'_> {
         };
         self.commit = Some(commit);
         Ok(())
+    }
+
+    /// Somebody else than the commit finds that a sync has failed.
+    pub(super) fn poison(&mut self) {
+        self.is_poisoned = true;
+        if self.cfg.fault == Fault::PoisonSettles {
+            self.dirty.settle(false);
+            if let Some(commit) = &mut self.commit {
+                // What is not in the batch is not written.
+                commit.copies.clear();
+                commit.drops.clear();
+            }
+        }
+    }
+
+    /// Whether a commit runs.
+    pub fn is_committing(&self) -> bool {
+        self.commit.is_some()
     }
 
     /// Copies the batch's pages of the top, or those of the source of a merge.

@@ -195,6 +195,10 @@ impl Engine<'_> {
                 let event = if rng.chance(self.cfg.fail_percent) {
                     self.disk().fail(op, rng);
                     flow::Event::Failed
+                } else if durable && rng.chance(self.cfg.sync_fail_percent) {
+                    self.disk().fail(op, rng);
+                    self.poison();
+                    flow::Event::Failed
                 } else if durable {
                     self.disk().complete_durably(op);
                     flow::Event::Ok
