@@ -13,7 +13,6 @@ use crate::sys::{
     prelude::*,
 };
 use core::ops::Range;
-use kernel::alloc::KVVec;
 use ploop_pure::{
     abi,
     track::{Answer, Grid, Reader, Words},
@@ -204,8 +203,7 @@ impl Tracks {
         let Tracker { image, reader } = tracker;
         let is_reset = reader.set_end(end).ok_or(EINVAL)?;
         // Before the caller reads what it has announced.
-        image.end.store(end, Release);
-        kernel::sync::barrier::smp_mb();
+        image.end.xchg(end, Full);
         if is_reset {
             image.bitmap.clear();
         }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# Backups of a disk in use: a full one and 20 rounds of random writes, discards,
-# snapshots, detaching and attaching, each with an incremental backup while the disk
-# is written to. Every point is restored as the disk was at its snapshot. A backup that
-# is ended leaves nothing; after a crash the next one has to be full and says so.
+# Backups of a disk in use: a full one and 20 rounds of random writes, discards and
+# snapshots, each with an incremental backup while the disk is written to. Every point is
+# restored as the disk was at its snapshot. A backup that is ended leaves nothing; after a
+# crash or a detach the next one has to be full and says so.
 # timeout: 900
 . "$(dirname "$0")/lib.sh"
 
@@ -84,11 +84,6 @@ expect_same "$(deltas)" 1 deltas
 for ((nr = 2; nr <= rounds + 1; nr++)); do
     change "$device"
     ((nr % 5)) || uuid=$(ploopctl snapshot create "$disk")
-    if ((nr % 4 == 0)); then
-        detach "$device"
-        device=$(attach "$disk")
-        change "$device"
-    fi
     options=()
     ((nr % 3)) || options=(-z)
     # Named by the disk, the device and the image in turn.
@@ -183,8 +178,6 @@ for ((nr = 2; nr <= rounds; nr++)); do
     change "$device"
     backup "$nr" ploopctl backup incremental --parent "backups/$((nr - 1))" image
     expect_same "$(images)" 1 'images of the device'
-    detach "$device"
-    device=$(attach image)
 done
 for ((nr = 1; nr <= rounds; nr++)); do
     ploopctl backup restore -f raw --point "$nr" --to restored backups/* >/dev/null
@@ -211,13 +204,11 @@ for file in new other; do
 done
 expect_same "$(checkpoints "$device")" 2 checkpoints
 detach "$device"
-# Not of the image that was closed cleanly.
+# Nor after a clean detach.
 device=$(attach image)
-status 0 ploopctl backup incremental --parent "backups/$rounds" "$device" new
-ploopctl backup restore -f raw --to restored backups/* new >/dev/null
-expect_same_bytes restored "$device"
+status 45 ploopctl backup incremental --parent "backups/$rounds" "$device" new
 detach "$device"
-rm -r restored new points/* backups/*
+rm points/* backups/*
 
 note 'a raw image: until it is detached'
 truncate -s $((quiet + busy)) raw

@@ -90,8 +90,8 @@ for signal in INT TERM KILL; do
         fi
         grep -qE 'ends before|gave up' "$TEST_DIR/said" || die "the receiver says: $(<"$TEST_DIR/said")"
         [[ ! -e $SCRATCH/copy.partial ]] || die 'the partial copy is left'
-        # Killed while frozen, it cannot thaw.
-        [[ $(state freeze_state) == 0 ]] || ploopctl copy thaw "$device"
+        # Killed, it cannot thaw and goes on being noted.
+        [[ $signal != KILL ]] || ploopctl copy thaw "$device"
         sound "sender: $signal after $when s"
     done
 done

@@ -17,7 +17,7 @@ pub enum CopyCommand {
     Send(CopySendArgs),
     /// Make a disk or an image of what comes on standard input
     Receive(CopyReceiveArgs),
-    /// Let a disk go on that was left frozen
+    /// Let a disk go on that was left frozen or tracked
     Thaw(CopyThawArgs),
 }
 
@@ -130,9 +130,9 @@ pub struct CopyReceiveArgs {
     pub path: PathBuf,
 }
 
-/// Let a disk go on that was left frozen.
+/// Let a disk go on that was left frozen, or with its writes tracked.
 ///
-/// By --keep-frozen, or by a 'copy send' that was killed while the disk stood still.
+/// By --keep-frozen, or by a 'copy send' that was killed. One that still runs fails.
 #[derive(Debug, Args)]
 pub struct CopyThawArgs {
     /// Device (/dev/ploopN or ploopN), attached disk, or path of an attached image

@@ -18,7 +18,6 @@ use crate::locks::{ImageLock, Use};
 use crate::operate;
 use crate::signals::{for_child, Requests};
 use crate::sysfs::{Device, Sysfs};
-use nix::errno::Errno;
 use shown::Shown;
 use std::cell::RefCell;
 use std::fs::File;
@@ -122,7 +121,7 @@ fn find(args: &CopySendArgs) -> Result<Found> {
             }
         }
     };
-    match attached::descriptor_of(&device) {
+    match attached::descriptor_of(&device)? {
         Some(path) => find_disk(args, &path),
         None => find_device(args, device),
     }
@@ -209,7 +208,7 @@ fn find_device(args: &CopySendArgs, device: Device) -> Result<Found> {
 fn find_disk(args: &CopySendArgs, path: &Path) -> Result<Found> {
     let live = Live::default();
     let disk = disk::open(path, &live, Work::Long, &args.wait)?;
-    let users = disk.users(&live)?;
+    let writer = disk.top_writer(&disk.users(&live)?)?;
     let said = disk.descriptor().disk();
     // The top last, those it builds on before it, then what hangs elsewhere first of all.
     let chain = said.chain(said.top).unwrap_or_default();
@@ -226,7 +225,7 @@ fn find_disk(args: &CopySendArgs, path: &Path) -> Result<Found> {
     for guid in order {
         let entry = disk.descriptor().image(guid);
         let path = disk.file(entry)?;
-        let is_live = guid == said.top && users.writer.is_some();
+        let is_live = guid == said.top && writer.is_some();
         let is_raw = said.is_raw && said.base().is_some_and(|b| b.guid == guid);
         let how = if is_live { How::Live } else { How::AtRest };
         files.push(SourceFile::open(
@@ -236,7 +235,7 @@ fn find_disk(args: &CopySendArgs, path: &Path) -> Result<Found> {
             is_raw,
             how,
         )?);
-        if users.writer.is_none() {
+        if writer.is_none() {
             images.push(Image::open(&path, Access::Read)?);
         }
     }
@@ -248,7 +247,7 @@ fn find_disk(args: &CopySendArgs, path: &Path) -> Result<Found> {
             descriptor,
             is_directory,
         },
-        device: users.writer,
+        device: writer,
         images,
         _disk: Some(disk),
     })
@@ -442,12 +441,10 @@ fn take(args: &CopyReceiveArgs) -> Result<()> {
 fn thaw(args: &CopyThawArgs) -> Result<()> {
     let device = attached::device(&args.target)?;
     let node = operate::open(&device)?;
+    node.track_abort()
+        .map_err(|e| operate::refused(&device, "stop the write tracker of", e))?;
     match node.thaw() {
         Ok(()) => Ok(()),
-        Err(Errno::EINVAL) => {
-            let what = format!("{} is not frozen", device.device.display());
-            Err(Error::new(Code::Param, what))
-        }
         Err(e) => Err(operate::refused(&device, "thaw the file systems on", e)),
     }
 }

@@ -52,7 +52,7 @@ impl Opened {
     }
 
     /// The device that writes to the top, or nobody. One that only reads the top is in the way.
-    pub(super) fn writer(&self, users: &Users) -> Result<Option<Device>> {
+    pub fn writer(&self, users: &Users) -> Result<Option<Device>> {
         let top = self.file(self.descriptor.top())?;
         if let Some(device) = users.readers.iter().find(|d| d.delta_of(&top).is_some()) {
             return Err(in_use(&top, device).hint("it is attached read-only: detach it first"));
@@ -62,7 +62,7 @@ impl Opened {
 
     /// The same, whoever reads. One that writes to another image of the disk is in the way: what
     /// it writes is not known to what builds on that.
-    pub(super) fn top_writer(&self, users: &Users) -> Result<Option<Device>> {
+    pub fn top_writer(&self, users: &Users) -> Result<Option<Device>> {
         let top = self.file(self.descriptor.top())?;
         let is_of_top = |d: &Device| d.top().is_some_and(|t| d.delta_of(&top) == Some(t));
         let stray = users.writers.iter().find(|d| !is_of_top(d));

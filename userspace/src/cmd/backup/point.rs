@@ -60,7 +60,7 @@ impl Subject {
     /// The device that writes to it, if it is attached.
     pub fn device(&self) -> Result<Option<Device>> {
         match self {
-            Self::Disk(disk) => Ok(disk.users(&Live::default())?.writer),
+            Self::Disk(disk) => disk.top_writer(&disk.users(&Live::default())?),
             Self::Device(device) => Ok(Some(device.as_ref().clone())),
         }
     }
