@@ -79,9 +79,8 @@ impl Device {
             return Err(EROFS);
         }
         // One that grows would come to another size.
-        match self.ops.running() {
-            Some(_) => return Err(EBUSY),
-            None => {}
+        if self.ops.running().is_some() {
+            return Err(EBUSY);
         }
         self.tracks
             .add_point(id, Grid::new(log, disk_bytes(engine)), at_snapshot)

@@ -116,10 +116,10 @@ rm restored restored.img
 
 note 'what is damaged or incomplete is refused'
 last=backups/$((rounds + 1))
-head -c -1 "$last" >cut
-status 41 ploopctl backup verify backups/1 cut
-status 41 ploopctl backup incremental --parent cut "$disk" new
-rm cut
+head -c -1 "$last" >cut-short
+status 41 ploopctl backup verify backups/1 cut-short
+status 41 ploopctl backup incremental --parent cut-short "$disk" new
+rm cut-short
 status 38 ploopctl backup restore --to restored backups/1 backups/3
 status 1 ploopctl backup incremental --parent "$last" "$disk" backups/1
 [[ ! -e restored && ! -e new ]] || die 'something is left'

@@ -464,7 +464,7 @@ fn granules(touched: &[(u64, u64, u8)], more: u32) -> Vec<Range<u64>> {
     let nr = SIZE.div_ceil(GRANULE);
     let is_dirty = |g: &u64| {
         let (start, end) = (g * GRANULE, (g + 1) * GRANULE);
-        more >> g & 1 == 1
+        (more >> g) & 1 == 1
             || touched
                 .iter()
                 .any(|(at, len, _)| *at < end && at + len > start)
@@ -496,7 +496,7 @@ proptest! {
                     *b = byte * (i % 61) as u8;
                 }
             }
-            let dirty = (nr > 0).then(|| granules(touched, *more & *more >> 7));
+            let dirty = (nr > 0).then(|| granules(touched, *more & (*more >> 7)));
             let features = if *is_compressed { FEATURE_ZSTD } else { 0 };
             let (file, totals) = backup(&disk, dirty.as_deref(), &header(nr as u8, features));
             prop_assert_eq!(verify(&file).unwrap(), totals);
