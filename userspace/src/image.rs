@@ -24,6 +24,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 use zerocopy::little_endian::U32;
 use zerocopy::FromBytes;
 
@@ -31,6 +33,8 @@ use zerocopy::FromBytes;
 const PAGES_AT_ONCE: u32 = 256;
 /// Problems kept for the report; more are only counted. 10^5 of them take 2 MiB.
 const PROBLEMS_MAX: usize = 100_000;
+/// How long somebody's lease on an image is waited for: kernels take it away after 45 seconds.
+const LEASE_WAIT: Duration = Duration::from_secs(50);
 
 /// What an image file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,13 +88,7 @@ impl Image {
         let at = path.display();
         let meta = fs::metadata(path).map_err(|e| open_error(path, access, e))?;
         kind_of(path, &meta.file_type())?;
-        // A FIFO put there meanwhile does not block.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::Write)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|e| open_error(path, access, e))?;
+        let file = open_patiently(path, access).map_err(|e| open_error(path, access, e))?;
         let meta = file
             .metadata()
             .map_err(|e| Error::io(Code::Stat, format!("cannot stat {at}"), e))?;
@@ -428,6 +426,25 @@ fn kind_of(path: &Path, kind: &fs::FileType) -> Result<Kind> {
     };
     let message = format!("{} is {what}, not an image", path.display());
     Err(Error::new(Code::Open, message).hint("give the path of an image file or block device"))
+}
+
+/// Opens a file. A FIFO put there meanwhile does not block; a lease on the file, which an NFS server
+/// takes for its clients, is waited for.
+fn open_patiently(path: &Path, access: Access) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(access == Access::Write)
+        .custom_flags(libc::O_NONBLOCK);
+    let end = Instant::now() + LEASE_WAIT;
+    loop {
+        match options.open(path) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn open_error(path: &Path, access: Access, e: io::Error) -> Error {
