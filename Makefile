@@ -2,7 +2,7 @@
 # The only entry point, and no logic: every target calls a script in qemu/.
 
 .DEFAULT_GOAL := all
-.PHONY: all module tool check test demo shell install clean distclean help
+.PHONY: all module tool check test soak demo shell install clean distclean help
 
 all: ## the module and the tool, into .build/ (KDIR=DIR: for that kernel tree, with this machine's own tools)
 	@qemu/build module tool
@@ -18,6 +18,9 @@ check: ## formatting, lints, rules of the tree, host tests
 
 test: ## check, then the guest tests (TESTS="NAME GLOB...": only those guest tests)
 	@qemu/test
+
+soak: ## test, with all that `test` does in part; hours (docs/testing.md)
+	@qemu/test --soak
 
 demo: ## boot a guest and show what the driver is for
 	@qemu/demo

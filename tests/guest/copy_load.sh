@@ -9,7 +9,7 @@
 need fio
 
 seed=${SEED:-$RANDOM}
-runs=${RUNS:-12}
+runs=${RUNS:-$(share 4 50)}
 note "seed $seed, $runs runs"
 RANDOM=$seed
 scratch_fs xfs
@@ -36,7 +36,7 @@ same() {
 
 note 'the bare disk'
 for ((run = 1; run <= runs; run++)); do
-    ploopctl create -s 96M -b 64K "$SCRATCH/disk.img"
+    ploopctl create -s 48M -b 64K "$SCRATCH/disk.img"
     device=$(attach "$SCRATCH/disk.img")
     rm -f "$TEST_DIR/stop"
     plooptest load --seed $((seed + run)) --discard --seconds 60 --stop "$TEST_DIR/stop" --save "$TEST_DIR/model" "$device" &
@@ -69,7 +69,7 @@ for ((run = 1; run <= runs; run++)); do
 done
 
 note 'a file system, with a snapshot, under fio'
-ploopctl create --descriptor -s 192M -b 64K "$SCRATCH/disk"
+ploopctl create --descriptor -s 128M -b 64K "$SCRATCH/disk"
 device=$(attach "$SCRATCH/disk")
 mkfs.ext4 -q -F "$device"
 mkdir "$TEST_DIR/fs"
@@ -80,7 +80,7 @@ fio --name=load --directory="$TEST_DIR/fs" --size=24M --rw=randwrite --bsrange=4
     --time_based --runtime=400 --fsync=50 --verify=crc32c --do_verify=0 --randseed="$seed" \
     --output="$TEST_DIR/fio" &
 fio=$!
-for ((run = 1; run <= runs / 2; run++)); do
+for ((run = 1; run <= (runs + 1) / 2; run++)); do
     nap
     timeout 120 ploopctl copy send --json --keep-frozen --to "$copies/copy" "$device" 2>"$TEST_DIR/events" ||
         die "run $run: $(tail -n 3 "$TEST_DIR/events")"

@@ -9,6 +9,7 @@
 need strace
 
 scratch_fs ext4
+few=$(share 3 1) many=$(share 25 3)
 disk=$SCRATCH/disk
 
 # fill BYTE: all of the disk, as the guest sees it.
@@ -38,10 +39,9 @@ killed_everywhere() {
     local want=$1 call nr step total=0 status seen
     shift
     for call in rename unlink linkat fsync pwrite64 openat; do
-        # Of those that are many, not all.
-        step=1
-        case $call in openat|pwrite64) step=9 ;; esac
-        for ((nr = 1; ; nr += step)); do
+        # Of those that are many, fewer.
+        case $call in openat|pwrite64) step=$many ;; *) step=$few ;; esac
+        for ((nr = 1 + RANDOM % step; ; nr += step)); do
             rm -rf "$disk"
             cp -a --sparse=always "$SCRATCH/before" "$disk"
             status=0
@@ -59,7 +59,7 @@ killed_everywhere() {
         ((status == 0)) || die "$* ended with $status"
     done
     note "$*: killed $total times"
-    ((total > 10)) || die "only $total times: is this the way to kill it?"
+    ((total > $(share 3 10))) || die "only $total times: is this the way to kill it?"
 }
 
 killed_everywhere 'b' snapshot create "$disk"

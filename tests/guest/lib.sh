@@ -22,9 +22,12 @@ set -Eeuo pipefail
 # shellcheck disable=SC2034 # for the tests
 BIN=/payload/bin                # ploopctl and plooptest are also in PATH
 SCRATCH=/mnt/scratch            # where scratch_fs mounts
-: "${TEST_DIR:=/tmp}" "${TEST_REASON:=/dev/null}"
+: "${TEST_DIR:=/tmp}" "${TEST_REASON:=/dev/null}" "${EFFORT:=quick}"
 
 trap 'status=$?; [[ $BASHPID != "$$" ]] || echo "${BASH_SOURCE[0]##*/}:$LINENO: status $status from: $BASH_COMMAND" | tee "$TEST_REASON" >&2' ERR
+
+# share QUICK SOAK: how much of it `make test` does, and `make soak`.
+share() { if [[ $EFFORT == soak ]]; then echo "$2"; else echo "$1"; fi; }
 
 # --- ending -------------------------------------------------------------------
 

@@ -9,8 +9,8 @@
 . "$(dirname "$0")/power-cut-lib"
 . "$(dirname "$0")/op-power-cut-lib"
 
-try chain 8
-try middle 6
-try cancel 8
-try grow 8
-try compact 8
+try chain "$(share 4 40)"
+try middle "$(share 3 40)"
+try cancel "$(share 4 40)"
+try grow "$(share 4 40)"
+try compact "$(share 4 40)"

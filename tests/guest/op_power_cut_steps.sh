@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# The power is cut at every write below, in one snapshot, one merge of the top, one
+# The power is cut at every write below (in `make test`, at some of them), in one snapshot, one merge of the top, one
 # that is cancelled, and one growth that moves a cluster, each under load: what was
 # acknowledged before it began is there, and what was interrupted can be done again.
 # timeout: 700
@@ -10,6 +10,7 @@
 
 # shellcheck disable=SC2034 # for the libraries
 blocks=60 small=6
+most=$(share 10 1000)
 
 nothing() { :; }
 
@@ -45,7 +46,7 @@ a_cancel() {
 
 a_growth() { plooptest op "$device" grow $((300 << 11)); }
 
-try_step chain merging a_cancel 40
-try_step chain new_image a_snapshot 25
-try_step chain above a_merge 40
-try_step grow nothing a_growth 20
+try_step chain merging a_cancel "$most"
+try_step chain new_image a_snapshot "$most"
+try_step chain above a_merge "$most"
+try_step grow nothing a_growth "$most"

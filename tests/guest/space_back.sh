@@ -103,7 +103,7 @@ try() {
 
 zeros() { dd if="$device" iflag=direct bs=1M status=none | cmp -n $((256 << 20)) - /dev/zero >&2 || die 'the disk does not read as zeros'; }
 
-try 64 no defaults
+[[ $EFFORT == quick ]] || try 64 no defaults
 try 64 yes defaults
 try 1024 no discard
 try 1024 yes defaults
