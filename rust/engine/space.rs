@@ -91,14 +91,25 @@ impl<D: Disk> Engine<D> {
         let start = size.offset(at);
         let top = self.chain.top().ok_or(EIO)?;
         // The last cluster of a raw file may be a part.
-        let end = (start + size.bytes()).min(top.io().len()?);
+        let len = top.io().len()?;
+        let end = (start + size.bytes()).min(len);
         if start >= end {
             return Ok(());
         }
         match top.io().zero(start..end) {
-            Err(e) if Errno::OpNotSupp.is(e) => top.io().punch(start..end),
-            other => other,
+            Err(e) if Errno::OpNotSupp.is(e) => {}
+            other => return other,
         }
+        match top.io().punch(start..end) {
+            Err(e) if Errno::OpNotSupp.is(e) => {}
+            other => return other,
+        }
+        top.zero_range(start..end)?;
+        // Whole pages were written.
+        if end == len {
+            return top.io().cut(len);
+        }
+        Ok(())
     }
 
     /// Lets a request, whose phase says how it goes on, wait until there may be space. It comes
