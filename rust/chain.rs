@@ -7,6 +7,7 @@
 //!
 //! Locks: none. Words of the map are written under the engine's lock and read without.
 
+pub(crate) mod checkpoints;
 pub(crate) mod delta;
 
 use crate::{

@@ -17,6 +17,7 @@ mod track;
 
 use crate::{
     chain::{
+        checkpoints::Stored,
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
@@ -48,6 +49,8 @@ struct Control {
     engine: Option<Arc<Engine<Device>>>,
     /// Held while there are deltas.
     pin: Option<ModulePin>,
+    /// Checkpoints that were in the image of the top, until it runs.
+    stored: KVec<Stored>,
     /// MAX_DELTA_SIZE of the top.
     max_delta_sectors: Option<u64>,
     /// FREEZE.
@@ -110,6 +113,7 @@ impl Device {
             folders: show::Folders::new(),
             engine: None,
             pin: None,
+            stored: KVec::new(),
             max_delta_sectors: None,
             frozen_fs: None,
             is_removed: false,
@@ -220,10 +224,13 @@ impl Device {
             .add_delta(level)
             .and_then(|()| Ok(this.infos.lock().push(delta.info().clone(), GFP_KERNEL)?))
             .and_then(|()| Ok(control.deltas.push(delta.clone(), GFP_KERNEL)?))
-            .and_then(|()| delta.mark(this.index));
-        if let Err(e) = added {
-            this.forget(&mut control, level);
-            return Err(e);
+            .and_then(|()| delta.mark_top(this.index));
+        match added {
+            Ok(stored) => control.stored = stored.unwrap_or_default(),
+            Err(e) => {
+                this.forget(&mut control, level);
+                return Err(e);
+            }
         }
         control.pin.get_or_insert(pin);
         let mut view = this.view.lock();
@@ -245,6 +252,7 @@ impl Device {
         self.infos.lock().truncate(keep);
         control.folders.truncate(keep);
         control.deltas.truncate(keep);
+        control.stored = KVec::new();
         if keep == 0 {
             control.max_delta_sectors = None;
             *self.view.lock() = View::EMPTY;
@@ -259,10 +267,18 @@ impl Device {
         admit(control.state(), Call::Start).map_err(refusal)?;
         let mut deltas = KVec::with_capacity(control.deltas.len(), GFP_KERNEL)?;
         for delta in &control.deltas {
-            delta.mark(this.index)?;
             deltas.push(delta.clone(), GFP_KERNEL)?;
         }
+        for delta in &deltas {
+            if let Some(stored) = delta.mark_top(this.index)? {
+                control.stored = stored;
+            }
+        }
         let (chain, used) = Chain::load(deltas, this.index)?;
+        let stored = core::mem::take(&mut control.stored);
+        if let Some(top) = chain.top() {
+            top.drop_extension();
+        }
         let parts = Parts::of_top(&chain, &used, this.index)?;
         let events = Events::new(this.index, disk.notifier())?;
         let shared = Shared::new(this.epoch.clone(), events, this.tracks.clone());
@@ -272,11 +288,13 @@ impl Device {
         let limits = limits::limits(&engine);
         disk.set_limits(limits)?;
         disk.set_read_only(!chain.top().is_some_and(|top| top.is_writable()));
+        this.resume_points(&engine, stored);
         let swapped = disk.frozen(
             || false,
             |frozen| this.engine.replace(frozen, Some(engine.clone())),
         );
         if !matches!(swapped, Some(Ok(_))) {
+            this.tracks.end();
             return Err(EINVAL);
         }
         if let Some(sectors) = control.max_delta_sectors {
@@ -325,13 +343,18 @@ impl Device {
             return Err(EINVAL);
         };
         engine.shared().events.stopped();
-        this.tracks.end();
+        let points = this.tracks.end();
         drop(impatient);
         engine.quiet();
         let closed = engine
             .close()
             .and_then(|closed| match (closed, engine.chain.top()) {
-                (Closed::Clean { is_empty }, Some(top)) => top.unmark(is_empty),
+                (Closed::Clean { is_empty }, Some(top)) => {
+                    let recording = points.iter().filter(|p| p.is_recording());
+                    let recording = recording.map(|point| &**point);
+                    let extension = top.store_checkpoints(recording, this.index);
+                    top.unmark_with(is_empty, extension)
+                }
                 (Closed::ReadOnly, _) | (_, None) => Ok(()),
             });
         if let Some((_, source)) = engine.chain.source() {

@@ -4,6 +4,7 @@
 //! Everything here sleeps and none of it runs while the device serves requests, except
 //! [`Delta::write_index`], whose callers are serialised by the engine's commit.
 
+use super::checkpoints::Stored;
 use crate::{
     error::{errno, Shown},
     format::{
@@ -71,6 +72,9 @@ pub(crate) struct Delta {
     is_marked: Atomic<bool>,
     /// No entry was used when the delta was opened, or closed last.
     is_empty: Atomic<bool>,
+    /// Where the format extension is that it had when it was marked, and that holds as long as
+    /// nothing has been written since; 0 for none.
+    extension: Atomic<u32>,
     /// It could not be closed cleanly: it is left as it is until it has been opened anew.
     is_spoiled: Atomic<bool>,
     info: Arc<Info>,
@@ -100,6 +104,7 @@ impl Delta {
             is_writable: Atomic::new(args.access == Access::ReadWrite),
             is_marked: Atomic::new(false),
             is_empty: Atomic::new(false),
+            extension: Atomic::new(0),
             is_spoiled: Atomic::new(false),
             info: Arc::new(info, GFP_KERNEL)?,
             lock,
@@ -276,6 +281,37 @@ impl Delta {
         Ok(scan.usage())
     }
 
+    /// The header of a writable ploop1 image that is not marked yet, as it is on disk.
+    pub(super) fn header_now(&self, device: u32) -> Result<Header> {
+        if self.is_marked.load(Relaxed) || !self.is_writable() || self.is_spoiled() {
+            return Err(EINVAL);
+        }
+        match Self::parse(&self.io, self.args, device)? {
+            Format::Ploop1(format) => Ok(*format.header()),
+            Format::Raw(_) => Err(EINVAL),
+        }
+    }
+
+    /// Marks what is to become or to go on as the top of a device, as [`Self::mark`] does, and returns
+    /// the checkpoints that were in the image; `None` if it was marked already.
+    pub(crate) fn mark_top(&self, device: u32) -> Result<Option<KVec<Stored>>> {
+        if self.is_marked.load(Relaxed) {
+            return Ok(None);
+        }
+        let (points, at) = match self.load_checkpoints(device) {
+            Some((points, at)) => (points, at.0),
+            None => (KVec::new(), 0),
+        };
+        self.mark(device)?;
+        self.extension.store(at, Relaxed);
+        Ok(Some(points))
+    }
+
+    /// The image is about to be written: no extension that it had holds any more.
+    pub(crate) fn drop_extension(&self) {
+        self.extension.store(0, Relaxed);
+    }
+
     /// Marks a writable ploop1 image in use, durably, before its first change (ordering rule 6).
     /// EINVAL if it is not the image any more that was opened.
     pub(crate) fn mark(&self, device: u32) -> Result {
@@ -288,11 +324,6 @@ impl Delta {
         let now = Self::parse(&self.io, self.args, device)?;
         match (&now, &self.format) {
             (Format::Ploop1(now), Format::Ploop1(then)) if now.is_same_layout(then) => {
-                if now.header().ext_offset != 0 {
-                    pr_notice!(
-                        "ploop{device}: the image's format extension (dirty bitmap) is dropped\n"
-                    );
-                }
                 // Whatever becomes of that, the mark may be on disk.
                 self.is_marked.store(true, Relaxed);
                 self.write_header(now.header().opened())?;
@@ -343,12 +374,21 @@ impl Delta {
     /// Clears the mark. The caller has made data, index and length durable before; nothing may
     /// have failed (ordering rule 6).
     pub(crate) fn unmark(&self, is_empty: bool) -> Result {
+        self.unmark_with(is_empty, None)
+    }
+
+    /// The same, with a format extension that is durable.
+    pub(crate) fn unmark_with(&self, is_empty: bool, extension: Option<ImageCluster>) -> Result {
         if !self.is_marked.load(Relaxed) {
             return Ok(());
         }
         match &self.format {
             Format::Ploop1(format) => {
-                self.write_header(format.header().opened().closed(is_empty))?;
+                let closed = format.header().opened().closed(is_empty);
+                self.write_header(match extension {
+                    Some(at) => closed.with_extension(at),
+                    None => closed,
+                })?;
             }
             Format::Raw(_) => self.io.sync()?,
         }
@@ -359,7 +399,11 @@ impl Delta {
 
     /// Closes a delta that was never started, or not since it was closed: no entry has changed.
     pub(crate) fn unmark_unused(&self) -> Result {
-        self.unmark(self.is_empty.load(Relaxed))
+        let extension = match self.extension.load(Relaxed) {
+            0 => None,
+            at => Some(ImageCluster(at)),
+        };
+        self.unmark_with(self.is_empty.load(Relaxed), extension)
     }
 
     /// The same image as another format says it is: larger. It takes this one's place.
@@ -372,6 +416,7 @@ impl Delta {
             is_writable: copy(&self.is_writable),
             is_marked: copy(&self.is_marked),
             is_empty: copy(&self.is_empty),
+            extension: Atomic::new(self.extension.load(Relaxed)),
             is_spoiled: copy(&self.is_spoiled),
             info: self.info.clone(),
             lock: self.lock.clone(),
@@ -460,11 +505,13 @@ impl Delta {
         }
         match self.io.zero(range.clone()) {
             Err(e) if Errno::OpNotSupp.is(e) => {
-                let buf = PageBuf::new(1)?;
+                let buf = PageBuf::new(READ_PAGES)?;
                 let mut pos = range.start;
                 while pos < range.end {
-                    self.io.write(pos, &buf, 0..1)?;
-                    pos += INDEX_PAGE_BYTES;
+                    let left = (range.end - pos).div_ceil(INDEX_PAGE_BYTES);
+                    let nr = left.min(READ_PAGES as u64);
+                    self.io.write(pos, &buf, 0..nr as usize)?;
+                    pos += nr * INDEX_PAGE_BYTES;
                 }
                 Ok(())
             }

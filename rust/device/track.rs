@@ -2,7 +2,7 @@
 //! The write tracker, for copies of the top's image file, and checkpoints, for backups of the disk.
 
 use super::Device;
-use crate::{engine::Engine, format::Format, sys::prelude::*};
+use crate::{chain::checkpoints::Stored, engine::Engine, format::Format, sys::prelude::*};
 use ploop_pure::{
     abi,
     lifecycle::{admit, Call},
@@ -68,6 +68,19 @@ impl Device {
         match answer {
             Answer::Dirty(extent) | Answer::Beyond(extent) => Ok(extent),
             Answer::Clean => Err(EAGAIN),
+        }
+    }
+
+    /// Lets checkpoints go on that were kept in the image, before the first request is served.
+    pub(super) fn resume_points(&self, engine: &Engine<Self>, stored: KVec<Stored>) {
+        let nr = stored.len();
+        match self.tracks.resume(stored, disk_bytes(engine)) {
+            Ok(()) if nr == 0 => {}
+            Ok(()) => pr_notice!("ploop{}: {nr} checkpoints of the image go on\n", self.index),
+            Err(_) => pr_warn!(
+                "ploop{}: no memory for the image's checkpoints\n",
+                self.index
+            ),
         }
     }
 

@@ -8,14 +8,18 @@
 //! Locks: `points` and the write tracker's reader are leaves but for the epoch, which is waited for
 //! under them. Requests take neither.
 
-use crate::sys::{
-    epoch::{Epoch, Guarded},
-    prelude::*,
+use crate::{
+    chain::checkpoints::{Checkpoint, Stored},
+    sys::{
+        epoch::{Epoch, Guarded},
+        prelude::*,
+    },
 };
 use core::ops::Range;
 use ploop_pure::{
     abi,
     track::{Answer, Grid, Reader, Words},
+    units::SECTOR_BYTES,
 };
 
 /// Bits that requests set.
@@ -119,8 +123,22 @@ impl Point {
     }
 }
 
+impl Checkpoint for Point {
+    fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    fn granularity(&self) -> u64 {
+        self.bitmap.grid.granularity()
+    }
+
+    fn word(&self, idx: u64) -> u64 {
+        usize::try_from(idx).map_or(0, |idx| self.bitmap.get(idx))
+    }
+}
+
 /// The checkpoints there are.
-type Points = KVec<Arc<Point>>;
+pub(crate) type Points = KVec<Arc<Point>>;
 
 /// The write tracker's reader, and where its notes are.
 struct Tracker {
@@ -321,12 +339,31 @@ impl Tracks {
         Ok(())
     }
 
-    /// The device has stopped: all is forgotten.
-    pub(crate) fn end(&self) {
+    /// Checkpoints of a disk of `bytes` that starts, from where it stopped.
+    pub(crate) fn resume(&self, stored: KVec<Stored>, bytes: u64) -> Result {
+        let mut new = KVec::with_capacity(stored.len(), GFP_KERNEL)?;
+        for old in stored {
+            let granularity = u64::from(old.granularity) * SECTOR_BYTES;
+            let bitmap = Bitmap::new(Grid::new(granularity.ilog2(), bytes))?;
+            for (idx, ones) in old.words.iter().enumerate() {
+                bitmap.set(idx, *ones);
+            }
+            let point = Point {
+                id: old.id,
+                bitmap,
+                is_recording: Atomic::new(true),
+            };
+            new.push(Arc::new(point, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        self.publish(&mut self.points.lock(), new)
+    }
+
+    /// The device has stopped: the checkpoints there were. Nothing is noted any more.
+    pub(crate) fn end(&self) -> Points {
         self.abort_tracker();
         let mut points = self.points.lock();
         self.noted.set(None);
-        *points = KVec::new();
+        core::mem::take(&mut *points)
     }
 }
 

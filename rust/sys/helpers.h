@@ -6,6 +6,7 @@
 #ifndef PLOOP_SYS_HELPERS_H
 #define PLOOP_SYS_HELPERS_H
 
+#include <crypto/md5.h>
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/bio.h>

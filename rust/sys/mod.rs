@@ -19,6 +19,7 @@ pub(crate) mod file;
 pub(crate) mod frozen;
 pub(crate) mod fs_freeze;
 pub(crate) mod gen_disk;
+pub(crate) mod md5;
 pub(crate) mod misc;
 pub(crate) mod mq;
 pub(crate) mod pages;

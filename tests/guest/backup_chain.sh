@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# Backups of a disk in use: a full one and 20 rounds of random writes, discards and
+# Backups of a disk in use: a full one and 6 (soak: 20) rounds of random writes, discards and
 # snapshots, each with an incremental backup while the disk is written to. Every point is
 # restored as the disk was at its snapshot. A backup that is ended leaves nothing; after a
-# crash or a detach the next one has to be full and says so.
+# clean detach the chain goes on, after a crash the next one has to be full and says so.
 # timeout: 900
 . "$(dirname "$0")/lib.sh"
 
@@ -13,7 +13,7 @@ scratch_fs ext4
 cd "$SCRATCH"
 mkdir points backups
 disk=$SCRATCH/disk
-rounds=20
+rounds=$(share 6 20)
 # What the rounds write at random, and then a part that is written while a backup is made.
 quiet=$((32 << 20)) busy=$((8 << 20))
 
@@ -83,6 +83,11 @@ expect_same "$(checkpoints "$device")" 1 checkpoints
 expect_same "$(deltas)" 1 deltas
 for ((nr = 2; nr <= rounds + 1; nr++)); do
     change "$device"
+    if ((nr % 3 == 0)); then
+        detach "$device"
+        device=$(attach "$disk")
+        change "$device"
+    fi
     ((nr % 5)) || uuid=$(ploopctl snapshot create "$disk")
     options=()
     ((nr % 3)) || options=(-z)
@@ -204,9 +209,13 @@ for file in new other; do
 done
 expect_same "$(checkpoints "$device")" 2 checkpoints
 detach "$device"
-# Nor after a clean detach.
+# After a clean detach it goes on.
 device=$(attach image)
-status 45 ploopctl backup incremental --parent "backups/$rounds" "$device" new
+status 0 ploopctl backup incremental --parent "backups/$rounds" "$device" new
+expect_same "$(ploopctl backup verify --json new | jq -r '.backups[0].kind')" incremental kind
+ploopctl backup restore -f raw --to restored backups/* new >/dev/null
+expect_same_bytes restored "$device"
+rm restored new
 detach "$device"
 rm points/* backups/*
 

@@ -302,9 +302,9 @@ impl Image {
         let digest = md5::compute(&bytes[extension::DIGEST_FROM..]).0;
         let (mut slots, mut bitmaps, mut is_known) = (Vec::new(), Vec::new(), true);
         let read = extension::read(header, &bytes, digest, |item| match item {
-            Item::Slot(at) => slots.push(at),
             Item::Bitmap { id, granularity } => bitmaps.push((id, granularity)),
             Item::Unknown { .. } => is_known = false,
+            Item::Slot(_) | Item::Part(_) => slots.extend(item.slot()),
         });
         slots.sort_unstable();
         let is_own = slots.windows(2).all(|w| w[0] < w[1]) && slots.iter().all(is_free);

@@ -308,6 +308,13 @@ impl Header {
         self
     }
 
+    /// The same header of a closed image, with a format extension at `at` that is valid.
+    pub fn with_extension(mut self, at: ImageCluster) -> Self {
+        self.mark = Mark::ClosedV21;
+        self.ext_offset = u64::from(at.0) * u64::from(self.cluster.sectors());
+        self
+    }
+
     /// The same header for an image that holds data.
     pub fn not_empty(mut self) -> Self {
         self.flags &= !FLAG_EMPTY;
