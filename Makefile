@@ -2,7 +2,7 @@
 # The only entry point, and no logic: every target calls a script in qemu/.
 
 .DEFAULT_GOAL := all
-.PHONY: all module tool check test soak demo shell install clean distclean help
+.PHONY: all module tool check test soak demo demo-migrate shell install clean distclean help
 
 all: ## the module and the tool, into .build/ (KDIR=DIR: for that kernel tree, with this machine's own tools)
 	@qemu/build module tool
@@ -16,7 +16,7 @@ tool: ## the tool alone
 check: ## formatting, lints, rules of the tree, host tests
 	@qemu/check
 
-test: ## check, then the guest tests (TESTS="NAME GLOB...": only those guest tests)
+test: ## check, then the guest tests (TESTS="NAME GLOB...": only those; DEBUG=1: guest tests on the debug kernel)
 	@qemu/test
 
 soak: ## test, with all that `test` does in part; hours (docs/testing.md)
@@ -24,6 +24,9 @@ soak: ## test, with all that `test` does in part; hours (docs/testing.md)
 
 demo: ## boot a guest and show what the driver is for
 	@qemu/demo
+
+demo-migrate: ## move a disk in use to another host, by rsync and by ploopctl copy
+	@qemu/demo migrate
 
 shell: ## an interactive guest with the module loaded
 	@qemu/shell
@@ -38,5 +41,5 @@ distclean: ## remove .build/ and the caches
 	@qemu/clean all
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\): ## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\): ## /\1\t/p' Makefile | expand -t 16
 	@echo "KERNEL=ABI builds and tests against another Debian backports kernel, KERNEL=newest looks for a newer one."

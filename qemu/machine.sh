@@ -43,7 +43,7 @@ machine_options() {
 kernel_command_line=(
     console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog
     cryptomgr.notests log_buf_len=8M kfence.sample_interval=100
-    sysctl.kernel.hung_task_timeout_secs=90 sysctl.kernel.sysrq=1
+    sysctl.kernel.hung_task_timeout_secs=$((90 * ${PLOOP_TIME_FACTOR:-1})) sysctl.kernel.sysrq=1
     root=/dev/nvme0n1 rw init=/usr/sbin/ploop-first
 )
 
