@@ -20,8 +20,8 @@ fn in_use(engine: &Engine<Device>) -> u64 {
     }
 }
 
-/// A bit for each cluster that the top's image file may come to have. While slots that came back
-/// are not free yet, others are taken: the last bit stands for all beyond.
+/// Bits for all that the top's image file may come to have. While slots that came back are not free
+/// yet, others are taken: the last bit stands for all beyond.
 fn grid_of(engine: &Engine<Device>) -> Grid {
     let chain = &engine.chain;
     let cluster = chain.cluster().bytes();
@@ -31,7 +31,7 @@ fn grid_of(engine: &Engine<Device>) -> Grid {
         .div_ceil(cluster);
     let now = in_use(engine).div_ceil(cluster);
     let bytes = now.saturating_add(clusters).saturating_mul(cluster);
-    Grid::new(cluster.ilog2(), bytes)
+    Grid::of_image(cluster.ilog2(), bytes)
 }
 
 impl Device {

@@ -83,6 +83,7 @@ impl<D: Disk> Engine<D> {
                 .and_then(|()| self.copy_range(copy, tail, &mut buf)),
         };
         self.give_buffer_back(buf);
+        self.slot_written(copy.to);
         trace::copy(self.device, copy.level.0, copy.from.0, copy.to.0, copied);
         let event = match copied {
             Ok(()) => Event::Ok,
@@ -138,8 +139,18 @@ impl<D: Disk> Engine<D> {
             true => Ok(()),
             false => self.copy_range(copy, 0..self.chain.cluster().bytes(), buf),
         };
+        self.slot_written(copy.to);
         trace::copy(self.device, copy.level.0, copy.from.0, copy.to.0, copied);
         copied
+    }
+
+    /// Notes what a copy has changed, perhaps, also if it failed.
+    fn slot_written(&self, at: ImageCluster) {
+        let size = self.chain.cluster();
+        let start = size.offset(at);
+        self.shared
+            .tracks
+            .image_written(&(start..start.saturating_add(size.bytes())));
     }
 
     /// Copies `range` of the cluster, in bytes, whole pages, to a slot that reads as zeros.

@@ -10,6 +10,10 @@ use core::ops::Range;
 
 /// Bits of a word.
 const WORD: u64 = 64;
+/// log2 of the smallest granule of an image file, in bytes: what any direct I/O can read.
+const BLOCK_LOG: u32 = 12;
+/// Bits for an image file, where a cluster does not hold more: 4 MiB of memory.
+pub const IMAGE_BITS_MAX: u64 = 1 << 25;
 
 /// A bitmap's words, which several threads change at once.
 pub trait Words {
@@ -34,6 +38,14 @@ impl Grid {
     pub fn new(log: u32, bytes: u64) -> Self {
         let nr = bytes.div_ceil(1 << log).max(1);
         Self { log, nr }
+    }
+
+    /// For an image file that may come to have `bytes` bytes, in clusters of `1 << cluster_log`: blocks
+    /// of 4 KiB, or such that [`IMAGE_BITS_MAX`] are enough, but at most clusters.
+    pub fn of_image(cluster_log: u32, bytes: u64) -> Self {
+        let too_many = bytes.div_ceil(IMAGE_BITS_MAX).max(1);
+        let log = too_many.next_power_of_two().ilog2().max(BLOCK_LOG);
+        Self::new(log.min(cluster_log), bytes)
     }
 
     /// Bytes of a granule.
@@ -248,6 +260,18 @@ mod tests {
         assert_eq!(grid.take(&map, 0..1000), Some(300..301));
         assert_eq!(grid.take(&map, 0..1000), None);
         assert_eq!(grid.count(&map), 0);
+    }
+
+    #[test]
+    fn an_image_has_blocks_as_small_as_memory_allows() {
+        let log = |cluster, bytes| Grid::of_image(cluster, bytes).log;
+        assert_eq!(log(20, 0), 12);
+        assert_eq!(log(20, IMAGE_BITS_MAX << 12), 12);
+        assert_eq!(log(20, (IMAGE_BITS_MAX << 12) + 1), 13);
+        assert_eq!(log(20, 1 << 40), 15);
+        assert_eq!(log(15, 1 << 50), 15);
+        assert_eq!(log(26, u64::MAX), 26);
+        assert!(Grid::of_image(20, 3 << 40).nr() <= IMAGE_BITS_MAX);
     }
 
     #[test]
