@@ -129,18 +129,24 @@ impl Delta {
         .map_err(|extension::Invalid| EINVAL)?;
         added?;
         drop(bytes);
+        // Of all of them: a small file can ask for a lot.
+        let words = found.points.iter().map(|point| {
+            let shape = Shape::new(header, point.granularity);
+            shape.nr_words().saturating_add(point.parts.len() as u64)
+        });
+        let words = words.fold(0, u64::saturating_add);
+        check_memory(words.saturating_mul(8), device)?;
         for point in &mut found.points {
-            self.read_bits(header, point, device)?;
+            self.read_bits(header, point)?;
         }
         Ok(found.points)
     }
 
-    fn read_bits(&self, header: &Header, point: &mut Stored, device: u32) -> Result {
+    fn read_bits(&self, header: &Header, point: &mut Stored) -> Result {
         let shape = Shape::new(header, point.granularity);
         if shape.nr_parts() != point.parts.len() as u64 {
             return Err(EINVAL);
         }
-        check_memory(shape.nr_words() * 8, device)?;
         let words = &mut point.words;
         words.reserve(shape.nr_words() as usize, GFP_KERNEL)?;
         for (nr, part) in (0..).zip(&point.parts) {

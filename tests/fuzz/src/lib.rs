@@ -5,7 +5,7 @@
 
 mod sums;
 
-use ploop_pure::check::{BatScan, Length};
+use ploop_pure::check::{BatScan, Length, Problem};
 use ploop_pure::layout::extension::{self, Item, Shape};
 use ploop_pure::layout::ploop1::{Header, RawHeader, HEADER_BYTES};
 use ploop_pure::repair::{Plan, Scope};
@@ -83,11 +83,19 @@ pub fn layout(data: &[u8]) {
         let slots = <[U32]>::ref_from_bytes(&page).expect("whole words");
         let scanned = scan.page::<()>(nr, slots, |cluster, entry| {
             assert!(cluster.0 < header.nr_entries);
-            if let Ok(at) = entry {
-                assert!(at >= header.first_data, "an entry into the index");
-                assert!(header.cluster.offset(at) < len, "an entry behind the end");
-                assert!(seen.insert(at.0), "one slot twice");
-                end = end.max(at.0 + 1);
+            match entry {
+                Ok(at) => {
+                    assert!(at >= header.first_data, "an entry into the index");
+                    assert!(header.cluster.offset(at) < len, "an entry behind the end");
+                    assert!(seen.insert(at.0), "one slot twice");
+                    end = end.max(at.0 + 1);
+                }
+                // Its slot is not whole, but there.
+                Err(Problem::EntryTorn { at, .. }) => {
+                    assert!(length.torn && at == length.clusters);
+                    assert!(seen.insert(at), "one slot twice");
+                }
+                Err(problem) => assert!(!problem.to_string().is_empty()),
             }
             Ok(())
         });
