@@ -422,6 +422,7 @@ impl<D: BlockDevice> Fops<D> {
             owner: compat::owner(),
             release: Some(Self::release),
             ioctl: Some(Self::ioctl),
+            #[cfg(CONFIG_COMPAT)]
             compat_ioctl: Some(bindings::blkdev_compat_ptr_ioctl),
             free_disk: Some(Self::free_disk),
             ..pin_init::zeroed()
