@@ -20,6 +20,13 @@
 #define PLOOP_CONTROL_NAME	"ploop-control"
 #define PLOOP_COOKIE_LEN_MAX	63
 
+/*
+ * A module whose interface is below PLOOP_INTERFACE_OLDEST is too old for a program that was built
+ * with this header; one whose oldest is above PLOOP_INTERFACE is too new.
+ */
+#define PLOOP_INTERFACE		1
+#define PLOOP_INTERFACE_OLDEST	1
+
 /* ploop_ctl.format */
 #define PLOOP_FORMAT_RAW	1
 #define PLOOP_FORMAT_PLOOP1	2
@@ -78,6 +85,16 @@ struct ploop_device_arg {
 	__u32 flags;		/* 0 */
 	__s32 index;		/* N of ploopN; CTL_ADD takes -1 for any and puts the answer here */
 	__u32 reserved[5];	/* 0 */
+};
+
+/* Argument of CTL_VERSION; all but size is 0, then out. */
+struct ploop_version {
+	__u32 size;		/* of this structure: 64 */
+	__u32 flags;		/* 0 */
+	__u32 interface;	/* PLOOP_INTERFACE of the module */
+	__u32 oldest;		/* PLOOP_INTERFACE_OLDEST of the module */
+	char name[32];		/* its version, ends with a zero byte */
+	__u64 reserved[2];	/* 0 */
 };
 
 /* Argument of TRUNCATE. */
@@ -254,6 +271,8 @@ struct ploop_extent {
 /* On /dev/ploop-control. */
 #define PLOOP_IOC_CTL_ADD		_IOWR('P', 0x80, struct ploop_device_arg)
 #define PLOOP_IOC_CTL_REMOVE		_IOW('P', 0x81, struct ploop_device_arg)
+
+#define PLOOP_IOC_CTL_VERSION		_IOWR('P', 0x8B, struct ploop_version)
 
 /* Long operations; on the disk. */
 #define PLOOP_IOC_OP_START		_IOWR('P', 0x82, struct ploop_op_start)

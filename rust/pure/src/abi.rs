@@ -6,6 +6,9 @@
 //! for compatibility. Calls of our own start at [`NR_OWN`], carry their own size and reserved
 //! fields that must be zero. `docs/abi.md` quotes this file; a test compares the two.
 
+mod version;
+
+pub use version::{Mismatch, Version};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Block major of ploop devices.
@@ -18,6 +21,15 @@ pub const MINOR_SHIFT: u32 = 4;
 pub const DEVICES_MAX: u32 = 1 << (20 - MINOR_SHIFT);
 /// Name of the control device below `/dev`.
 pub const CONTROL_NAME: &str = "ploop-control";
+
+/// Version of module and tool.
+pub const VERSION: &str = "0.1.0";
+/// What module and tool are to each other: goes up when a call, a field or a file in sysfs is added
+/// that the other may need.
+pub const INTERFACE: u32 = 1;
+/// The oldest interface that this module and this tool still get on with: goes up when something is
+/// given up that the other may need.
+pub const INTERFACE_OLDEST: u32 = 1;
 
 /// ioctl type letter of every ploop call.
 pub const TYPE: u32 = b'P' as u32;
@@ -128,6 +140,9 @@ pub const CHECKPOINT_LIST: u32 = ioc(READ | WRITE, NR_OWN + 9, 64);
 /// Tells what was written since a checkpoint, in a part of the disk: [`CheckpointRead`], which
 /// [`Extent`]s follow.
 pub const CHECKPOINT_READ: u32 = ioc(READ | WRITE, NR_OWN + 10, 64);
+
+/// Control device: tells which module this is: [`Version`].
+pub const CTL_VERSION: u32 = ioc(READ | WRITE, NR_OWN + 11, 64);
 
 /// [`Checkpoint::flags`]: it starts with the next snapshot, at the moment of its switch.
 pub const CHECKPOINT_AT_SNAPSHOT: u32 = 1;

@@ -142,7 +142,7 @@ impl Alloc {
         if at < self.floor {
             return;
         }
-        if cfg!(mutant = "reuse_before_commit") {
+        if mutant!("reuse_before_commit") {
             self.freed.insert(at);
         } else {
             self.pending.insert(at);

@@ -323,49 +323,54 @@ impl BatScan {
             if entry != 0 {
                 // Below `nr_entries`, a u32.
                 let cluster = Cluster(cluster as u32);
-                sink(cluster, self.entry(cluster, entry))?;
+                let found = self.place(entry);
+                sink(cluster, found.ok_or_else(|| self.problem(cluster, entry)))?;
             }
         }
         Ok(())
     }
 
-    fn entry(&mut self, cluster: Cluster, entry: u32) -> Result<ImageCluster, Problem> {
-        let cluster = cluster.0;
-        let at = match self.header.decode_entry(entry) {
-            Ok(Some(at)) => at,
-            // Zero entries do not come here.
-            Ok(None) | Err(_) => return Err(Problem::EntryMisaligned { cluster, entry }),
+    /// The place that an entry names, which is noted, if nothing is wrong with it.
+    #[inline]
+    fn place(&mut self, entry: u32) -> Option<ImageCluster> {
+        let at = self.header.decode_entry(entry).ok()??;
+        (at.0 < self.length.clusters && self.note(at)).then_some(at)
+    }
+
+    /// Notes a slot. `false` if it cannot be one, or is noted already.
+    #[inline]
+    fn note(&mut self, at: ImageCluster) -> bool {
+        let bit = at.0.checked_sub(self.header.first_data.0);
+        let word = bit.and_then(|bit| self.used.get_mut((bit / 64) as usize));
+        let mask = 1 << (bit.unwrap_or(0) % 64);
+        let Some(word) = word.filter(|w| **w & mask == 0) else {
+            return false;
         };
-        let first = self.header.first_data.0;
-        let end = self.length.clusters;
-        let Some(bit) = at.0.checked_sub(first) else {
-            return Err(Problem::EntryInHeader { cluster, at: at.0 });
-        };
-        if at.0 > end || (at.0 == end && !self.length.torn) {
-            return Err(Problem::EntryPastEnd {
-                cluster,
-                at: at.0,
-                end,
-            });
-        }
-        let (word, mask) = ((bit / 64) as usize, 1u64 << (bit % 64));
-        let Some(word) = self.used.get_mut(word) else {
-            return Err(Problem::EntryPastEnd {
-                cluster,
-                at: at.0,
-                end,
-            });
-        };
-        if *word & mask != 0 {
-            return Err(Problem::EntryDuplicate { cluster, at: at.0 });
-        }
         *word |= mask;
         self.usage.nr_used += 1;
         self.usage.end = self.usage.end.max(at.0.saturating_add(1));
-        if at.0 == end {
-            return Err(Problem::EntryTorn { cluster, at: at.0 });
+        true
+    }
+
+    /// What is wrong with an entry that [`Self::place`] refused.
+    #[cold]
+    fn problem(&mut self, cluster: Cluster, entry: u32) -> Problem {
+        let cluster = cluster.0;
+        // Zero entries do not come here.
+        let Ok(Some(at)) = self.header.decode_entry(entry) else {
+            return Problem::EntryMisaligned { cluster, entry };
+        };
+        let (end, at) = (self.length.clusters, at.0);
+        if at < self.header.first_data.0 {
+            return Problem::EntryInHeader { cluster, at };
         }
-        Ok(at)
+        if at > end || (at == end && !self.length.torn) {
+            return Problem::EntryPastEnd { cluster, at, end };
+        }
+        match self.note(ImageCluster(at)) {
+            true => Problem::EntryTorn { cluster, at },
+            false => Problem::EntryDuplicate { cluster, at },
+        }
     }
 
     /// Whether a slot is named by an entry seen so far.

@@ -96,7 +96,7 @@ impl Commit {
     /// The action that follows `event`. After `Done` or `Fail` there is only `Fail`.
     pub fn next(&mut self, event: Event) -> Action {
         let (state, action) = match (self.state, event) {
-            (State::Copying, Event::Copied { nr, next }) if cfg!(mutant = "index_before_data") => {
+            (State::Copying, Event::Copied { nr, next }) if mutant!("index_before_data") => {
                 if nr == 0 {
                     (State::SyncingData { nr, next }, Action::SyncData)
                 } else {
@@ -108,7 +108,7 @@ impl Commit {
             }
             (State::SyncingData { nr: 0, .. }, Event::Ok) => (State::Ended, Action::Done),
             (State::SyncingData { next, .. }, Event::Ok)
-                if self.drops && cfg!(mutant = "drop_before_index") =>
+                if self.drops && mutant!("drop_before_index") =>
             {
                 (State::WritingDrops { next }, Action::WriteDrops)
             }
@@ -119,7 +119,7 @@ impl Commit {
                 (State::SyncingIndex { next }, Action::SyncIndex)
             }
             (State::SyncingIndex { next }, Event::Ok)
-                if self.drops && !cfg!(mutant = "drop_before_index") =>
+                if self.drops && !mutant!("drop_before_index") =>
             {
                 (State::WritingDrops { next }, Action::WriteDrops)
             }
@@ -127,7 +127,7 @@ impl Commit {
             (State::WritingDrops { next }, Event::Ok) => {
                 (State::SyncingDrops { next }, Action::SyncDrops)
             }
-            (State::SyncingDrops { next }, Event::Ok) if cfg!(mutant = "drop_before_index") => {
+            (State::SyncingDrops { next }, Event::Ok) if mutant!("drop_before_index") => {
                 (State::Writing { next }, Action::WriteIndex)
             }
             (State::SyncingDrops { next }, Event::Ok) => Self::after_batch(next),

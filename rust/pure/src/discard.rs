@@ -36,7 +36,7 @@ pub struct Wish {
 /// What is to be done with a cluster at `place` in a chain whose top is `top`; `is_base` says that
 /// nothing lies below it.
 pub fn decide(place: Place, wish: Wish, top: Level, is_base: bool) -> Action {
-    let may_unmap = is_base || cfg!(mutant = "unmap_over_lower");
+    let may_unmap = is_base || mutant!("unmap_over_lower");
     match (place, wish.coverage) {
         (Place::Hole, _) => Action::Nothing,
         (Place::Slot { level, at }, Coverage::Whole)

@@ -94,8 +94,8 @@ pub enum Durability {
 }
 
 /// What a guest FLUSH needs: always a commit (ordering rule 3).
-pub const fn flush() -> Action {
-    if cfg!(mutant = "skip_flush") {
+pub fn flush() -> Action {
+    if mutant!("skip_flush") {
         return Action::Done;
     }
     Action::Commit
@@ -143,6 +143,7 @@ pub struct Write {
 
 impl Write {
     /// A write to a chain whose top is `top`. Its first event is [`Event::Found`].
+    #[inline]
     pub const fn new(durability: Durability, coverage: Coverage, top: Level) -> Self {
         Self {
             state: State::LookingUp,
@@ -153,6 +154,7 @@ impl Write {
     }
 
     /// The action that follows `event`. After the end there is only [`Action::Fail`].
+    #[inline]
     pub fn next(&mut self, event: Event) -> Action {
         let (state, action) = match (self.state, event) {
             (
@@ -165,6 +167,17 @@ impl Write {
                 Some((at, durable, state)) => (state, Action::WriteData { at, durable }),
                 None => (State::Locking, Action::Lock),
             },
+            (State::WritingInPlace { commit: false }, Event::Ok) => (State::Ended, Action::Done),
+            // Not inlined where most writes go through.
+            (state, event) => self.next_of_fresh(state, event),
+        };
+        self.state = state;
+        action
+    }
+
+    /// The next state and action of a write that is not just one in place.
+    fn next_of_fresh(&self, state: State, event: Event) -> (State, Action) {
+        match (state, event) {
             (
                 State::Locking,
                 Event::Found {
@@ -178,7 +191,7 @@ impl Write {
                     (State::TakingSlot { below }, Action::TakeSlot)
                 }
             },
-            (State::TakingSlot { .. }, Event::Slot(at)) if cfg!(mutant = "publish_before_data") => {
+            (State::TakingSlot { .. }, Event::Slot(at)) if mutant!("publish_before_data") => {
                 (State::Publishing, Action::Publish { at })
             }
             (
@@ -203,19 +216,24 @@ impl Write {
                 )
             }
             (State::TakingSlot { .. }, Event::Failed) => (State::Ended, Action::Unlock),
+            (State::Copying { at }, Event::Failed) if mutant!("publish_failed_copy") => {
+                let durable = false;
+                (
+                    State::WritingFresh { at },
+                    Action::WriteData { at, durable },
+                )
+            }
             (State::Copying { at }, Event::Failed) => (State::Ended, Action::Abandon { at }),
             (State::WritingFresh { at }, Event::Ok) => (State::Publishing, Action::Publish { at }),
             (State::WritingFresh { at }, Event::Failed) => (State::Ended, Action::Abandon { at }),
             (State::Publishing | State::WritingInPlace { commit: true }, Event::Ok) => {
                 match self.durability {
                     Durability::Volatile => (State::Ended, Action::Done),
-                    Durability::Fua if cfg!(mutant = "ignore_fua") => (State::Ended, Action::Done),
+                    Durability::Fua if mutant!("ignore_fua") => (State::Ended, Action::Done),
                     Durability::Fua => (State::Committing, Action::Commit),
                 }
             }
-            (State::WritingInPlace { commit: false } | State::Committing, Event::Ok) => {
-                (State::Ended, Action::Done)
-            }
+            (State::Committing, Event::Ok) => (State::Ended, Action::Done),
             (
                 State::LookingUp
                 | State::Locking
@@ -228,12 +246,11 @@ impl Write {
                 | State::Ended,
                 Event::Found { .. } | Event::Slot(_) | Event::Ok | Event::Failed,
             ) => (State::Ended, Action::Fail),
-        };
-        self.state = state;
-        action
+        }
     }
 
     /// Whether it has the cluster's lock.
+    #[inline]
     pub const fn holds_lock(&self) -> bool {
         matches!(
             self.state,
@@ -243,12 +260,13 @@ impl Write {
 
     /// For a cluster mapped in the top: the slot, whether the data write itself is to be durable
     /// and the state to wait in. FUA to an entry that is not durable yet needs a commit instead.
+    #[inline]
     fn in_place(&self, place: Place, entry_durable: bool) -> Option<(ImageCluster, bool, State)> {
         match place {
             Place::Slot { level, at } if level == self.top => {
                 let fua = self.durability == Durability::Fua;
-                let commit = fua && !entry_durable;
-                let durable = fua && entry_durable && !cfg!(mutant = "ignore_fua");
+                let commit = fua && !entry_durable && !mutant!("fua_of_dirty_entry");
+                let durable = fua && entry_durable && !mutant!("ignore_fua");
                 Some((at, durable, State::WritingInPlace { commit }))
             }
             Place::Slot { .. } | Place::Hole => None,
@@ -258,7 +276,7 @@ impl Write {
     /// The place in a lower delta that a slot in the top has to be completed from.
     fn below(&self, place: Place) -> Option<(Level, ImageCluster)> {
         match (place, self.coverage) {
-            (Place::Slot { level, at }, Coverage::Part) if !cfg!(mutant = "skip_copy") => {
+            (Place::Slot { level, at }, Coverage::Part) if !mutant!("skip_copy") => {
                 Some((level, at))
             }
             (Place::Slot { .. } | Place::Hole, Coverage::Part | Coverage::Whole) => None,

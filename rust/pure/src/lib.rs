@@ -8,12 +8,28 @@
 //!
 //! `cfg(kernel)` tells the module's build from Cargo's. `cfg(mutant = "…")` breaks one ordering
 //! rule on purpose, so that the tests can show that they would notice; it is never set otherwise.
+//! With `cfg(mutant = "chosen")`, the variable `PLOOP_MUTANT` says at run time which one.
 
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
+/// Whether this decision is turned round on purpose.
+#[cfg(not(mutant = "chosen"))]
+macro_rules! mutant {
+    ($name:literal) => {
+        cfg!(mutant = $name)
+    };
+}
+#[cfg(mutant = "chosen")]
+macro_rules! mutant {
+    ($name:literal) => {
+        $crate::mutants::is_chosen($name)
+    };
+}
+
 pub mod abi;
 pub mod alloc;
+pub mod blocks;
 pub mod chain;
 pub mod check;
 pub mod commit;
@@ -26,6 +42,8 @@ pub mod layout;
 pub mod lifecycle;
 pub mod map;
 pub mod mem;
+#[cfg(mutant = "chosen")]
+mod mutants;
 pub mod offline;
 pub mod rate;
 pub mod repair;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How long to wait so that no more than so many bytes are moved a second.
+//! How long to wait so that no more than so many bytes are moved a second, and how often the same is
+//! said.
 
 /// Milliseconds after which what was done before does not count any more.
 const WINDOW_MS: u64 = 1000;
@@ -36,9 +37,33 @@ impl Pace {
     }
 }
 
+/// Milliseconds within which the same is not said again.
+const SILENCE_MS: u64 = 10_000;
+
+/// Something that may happen more often than anybody wants to hear of.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rarely {
+    /// When it was said last.
+    last_ms: Option<u64>,
+}
+
+impl Rarely {
+    /// It happened, at `now_ms`. Whether to say so.
+    pub fn is_due(&mut self, now_ms: u64) -> bool {
+        let is_due = self
+            .last_ms
+            .is_none_or(|last| now_ms.saturating_sub(last) >= SILENCE_MS);
+        if is_due {
+            self.last_ms = Some(now_ms);
+        }
+        is_due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     #[test]
     fn the_rate_is_kept() {
@@ -64,5 +89,17 @@ mod tests {
         assert_eq!(pace.did(1000, 1000, 100_000), 0);
         assert_eq!(pace.did(1000, 1000, 100_000), 1000);
         assert_eq!(pace.did(u64::MAX, 1, 100_000), u64::MAX);
+    }
+
+    #[test]
+    fn the_same_is_said_at_once_and_then_rarely() {
+        let mut errors = Rarely::default();
+        let said: Vec<u64> = (0..100u64)
+            .map(|n| n * 300)
+            .filter(|now| errors.is_due(*now))
+            .collect();
+        assert_eq!(said, [0, 10_200, 20_400]);
+        // A clock that goes back is no reason to say it.
+        assert!(!errors.is_due(0));
     }
 }

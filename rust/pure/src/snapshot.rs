@@ -57,10 +57,11 @@ impl Snapshot {
             (Action::MarkNew, Event::Ok) => Action::CommitOld,
             (Action::CommitOld, Event::Ok) => Action::Switch,
             (Action::MarkNew | Action::CommitOld | Action::Switch, Event::Failed) => Action::Undo,
-            (Action::Switch, Event::Ok) if cfg!(mutant = "snapshot_unfinished") => Action::Done,
+            (Action::Switch, Event::Ok) if mutant!("snapshot_unfinished") => Action::Done,
             (Action::Switch, Event::Ok) => Action::FinishOld,
             (Action::FinishOld, Event::Ok) => Action::UnmarkOld,
             (Action::UnmarkOld, Event::Ok) => Action::Done,
+            (Action::FinishOld, Event::Failed) if mutant!("unmark_unfinished") => Action::UnmarkOld,
             (Action::FinishOld | Action::UnmarkOld, Event::Failed) => Action::Poison,
             (end @ (Action::Done | Action::Undo | Action::Poison), _) => end,
         };

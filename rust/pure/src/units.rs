@@ -77,6 +77,7 @@ impl ClusterSize {
 
     /// The cluster that holds byte `pos` of the disk and the byte inside it; `None` if the
     /// number does not fit.
+    #[inline]
     pub fn split(self, pos: u64) -> Option<(Cluster, u32)> {
         let cluster = u32::try_from(pos >> self.log_bytes()).ok()?;
         let within = u32::try_from(pos & (self.bytes() - 1)).ok()?;

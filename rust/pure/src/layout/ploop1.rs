@@ -315,6 +315,11 @@ impl Header {
         self
     }
 
+    /// Where the format extension is that [`Mark::ClosedV21`] says is valid.
+    pub fn valid_extension(&self) -> Option<ImageCluster> {
+        super::extension::slot(self, self.ext_offset).filter(|_| self.mark == Mark::ClosedV21)
+    }
+
     /// The same header for an image that holds data.
     pub fn not_empty(mut self) -> Self {
         self.flags &= !FLAG_EMPTY;
@@ -376,6 +381,7 @@ impl Header {
     }
 
     /// What an entry says: `None` for a hole, else the slot, or the value if it is not aligned.
+    #[inline]
     pub fn decode_entry(&self, entry: u32) -> Result<Option<ImageCluster>, u32> {
         if entry == 0 {
             return Ok(None);

@@ -85,12 +85,12 @@ impl Compact {
     }
 
     fn pass() -> Pass {
-        Pass::new(if cfg!(mutant = "relocate_index_first") {
-            Lacks::SyncOfData
-        } else if cfg!(mutant = "cut_before_index") {
-            Lacks::SyncOfIndex
-        } else {
-            Lacks::Nothing
+        let without_data = mutant!("relocate_index_first");
+        let without_index = mutant!("cut_before_index");
+        Pass::new(match (without_data, without_index) {
+            (true, _) => Lacks::SyncOfData,
+            (false, true) => Lacks::SyncOfIndex,
+            (false, false) => Lacks::Nothing,
         })
     }
 

@@ -138,7 +138,7 @@ impl Grow {
             need: u64::from(head) + u64::from(census.nr_in_the_way),
             max,
         })?;
-        let lacks = if cfg!(mutant = "relocate_index_first") {
+        let lacks = if mutant!("relocate_index_first") {
             Lacks::SyncOfData
         } else {
             Lacks::Nothing
@@ -248,7 +248,7 @@ impl Machine for Grow {
                 });
                 self.step(step)
             }
-            (State::Zeroing, Event::Ok) if cfg!(mutant = "grow_header_first") => {
+            (State::Zeroing, Event::Ok) if mutant!("grow_header_first") => {
                 self.close(self.plan.new, Action::Done)
             }
             (State::Zeroing, Event::Ok) => self.go(State::SyncingZeros, Action::Sync),

@@ -125,7 +125,7 @@ impl Merge {
     }
 
     fn new(lower: Lower) -> Self {
-        let lacks = if cfg!(mutant = "merge_index_first") {
+        let lacks = if mutant!("merge_index_first") {
             Lacks::SyncOfData
         } else {
             Lacks::Nothing
