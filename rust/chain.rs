@@ -420,12 +420,18 @@ impl Chain {
         map.find(from, is_there).map(Cluster)
     }
 
-    /// The slots that the delta of `level` uses as far as the map knows: all, if none hides it.
-    pub(crate) fn used_of(&self, level: Level) -> Result<Used> {
+    /// Slots that the file of `level` has room for.
+    pub(crate) fn slots_of(&self, level: Level) -> Result<u32> {
         let delta = self.delta(level).ok_or(ENOENT)?;
         let clusters = self.cluster.ceil(delta.io().len()?);
-        let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
-        let slots = SlotSet::new(clusters).map_err(crate::error::errno)?;
+        Ok(u32::try_from(clusters).unwrap_or(u32::MAX))
+    }
+
+    /// The slots that the delta of `level` uses as far as the map knows: all, if none hides it. `nr` is
+    /// [`Self::slots_of`] it.
+    pub(crate) fn used_of(&self, level: Level, nr: u32) -> Result<Used> {
+        let delta = self.delta(level).ok_or(ENOENT)?;
+        let slots = SlotSet::new(nr).map_err(crate::error::errno)?;
         let first = match delta.format() {
             Format::Ploop1(f) => f.header().first_data.0,
             Format::Raw(_) => 0,

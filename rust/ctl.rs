@@ -13,7 +13,6 @@ use crate::{
         self,
         gen_disk::{BlockDevice, Call, DiskRef, GenDisk, Numbers},
         misc::{Control, ModulePin},
-        mq::TagSet,
         prelude::*,
         proc::Reserve,
     },
@@ -164,6 +163,11 @@ impl Control for Registry {
                 self.remove(u32::try_from(device.index).map_err(|_| EINVAL)?)?;
                 Ok(0)
             }
+            abi::CTL_VERSION => {
+                decode::version(arg)?;
+                decode::put(arg, &abi::Version::ours())?;
+                Ok(0)
+            }
             _ => Err(ENOTTY),
         }
     }
@@ -187,10 +191,6 @@ impl Reserve for Registry {
 }
 
 impl BlockDevice for Device {
-    fn tags(&self) -> &TagSet<Self> {
-        self.tag_set()
-    }
-
     fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int> {
         device_ioctl(self, disk, call)
     }

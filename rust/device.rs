@@ -17,7 +17,6 @@ mod track;
 
 use crate::{
     chain::{
-        checkpoints::Stored,
         delta::{Delta, Info, OpenArgs},
         Chain,
     },
@@ -27,7 +26,7 @@ use crate::{
     sys::{
         epoch::Epoch,
         file::File,
-        frozen::{FrozenCell, Handler},
+        frozen::{FrozenCell, Handler, QueueFrozen},
         fs_freeze::FrozenFs,
         gen_disk::{DiskRef, Limits},
         misc::ModulePin,
@@ -49,8 +48,6 @@ struct Control {
     engine: Option<Arc<Engine<Device>>>,
     /// Held while there are deltas.
     pin: Option<ModulePin>,
-    /// Checkpoints that were in the image of the top, until it runs.
-    stored: KVec<Stored>,
     /// MAX_DELTA_SIZE of the top.
     max_delta_sectors: Option<u64>,
     /// FREEZE.
@@ -113,12 +110,11 @@ impl Device {
             folders: show::Folders::new(),
             engine: None,
             pin: None,
-            stored: KVec::new(),
             max_delta_sectors: None,
             frozen_fs: None,
             is_removed: false,
         };
-        let workers = Arc::new(Workqueue::new(c"ploop")?, GFP_KERNEL)?;
+        let workers = Arc::new(Workqueue::per_cpu(c"ploop")?, GFP_KERNEL)?;
         let epoch = Arc::new(Epoch::new()?, GFP_KERNEL)?;
         let tracks = Tracks::new(&epoch)?;
         Arc::pin_init(
@@ -134,7 +130,7 @@ impl Device {
                 workers,
                 ops: Ops::new()?,
                 tracks,
-                op_worker: Workqueue::new(c"ploop_op")?,
+                op_worker: Workqueue::unbound(c"ploop_op")?,
             }? Error),
             GFP_KERNEL,
         )
@@ -225,12 +221,9 @@ impl Device {
             .and_then(|()| Ok(this.infos.lock().push(delta.info().clone(), GFP_KERNEL)?))
             .and_then(|()| Ok(control.deltas.push(delta.clone(), GFP_KERNEL)?))
             .and_then(|()| delta.mark_top(this.index));
-        match added {
-            Ok(stored) => control.stored = stored.unwrap_or_default(),
-            Err(e) => {
-                this.forget(&mut control, level);
-                return Err(e);
-            }
+        if let Err(e) = added {
+            this.forget(&mut control, level);
+            return Err(e);
         }
         control.pin.get_or_insert(pin);
         let mut view = this.view.lock();
@@ -252,7 +245,6 @@ impl Device {
         self.infos.lock().truncate(keep);
         control.folders.truncate(keep);
         control.deltas.truncate(keep);
-        control.stored = KVec::new();
         if keep == 0 {
             control.max_delta_sectors = None;
             *self.view.lock() = View::EMPTY;
@@ -267,18 +259,14 @@ impl Device {
         admit(control.state(), Call::Start).map_err(refusal)?;
         let mut deltas = KVec::with_capacity(control.deltas.len(), GFP_KERNEL)?;
         for delta in &control.deltas {
+            delta.mark_top(this.index)?;
             deltas.push(delta.clone(), GFP_KERNEL)?;
         }
-        for delta in &deltas {
-            if let Some(stored) = delta.mark_top(this.index)? {
-                control.stored = stored;
-            }
-        }
         let (chain, used) = Chain::load(deltas, this.index)?;
-        let stored = core::mem::take(&mut control.stored);
-        if let Some(top) = chain.top() {
-            top.drop_extension();
-        }
+        let stored = match chain.top() {
+            Some(top) => top.take_checkpoints(this.index),
+            None => KVec::new(),
+        };
         let parts = Parts::of_top(&chain, &used, this.index)?;
         let events = Events::new(this.index, disk.notifier())?;
         let shared = Shared::new(this.epoch.clone(), events, this.tracks.clone());
@@ -411,9 +399,36 @@ impl Device {
         Ok(())
     }
 
+    /// Calls `f` with the queue frozen and the work items of `engine` at rest, which they stay: it is up
+    /// to the caller to begin them again. ENOSPC, and all goes on, if writes wait for space, which
+    /// requests in flight would be waited for without end.
+    fn at_rest<R>(
+        disk: DiskRef<'_, Self>,
+        engine: &Arc<Engine<Self>>,
+        f: impl FnOnce(&QueueFrozen<'_>) -> R,
+    ) -> Result<R> {
+        engine.settle();
+        let mut f = Some(f);
+        loop {
+            let frozen = disk.frozen(
+                || engine.has_parked(),
+                |frozen| match engine.try_rest() {
+                    true => f.take().map(|f| f(frozen)),
+                    false => None,
+                },
+            );
+            let helped = match frozen {
+                Some(Some(r)) => return Ok(r),
+                Some(None) => engine.help_to_rest(),
+                None => Err(ENOSPC),
+            };
+            helped.inspect_err(|_| engine.begin())?;
+        }
+    }
+
     /// Lets `new` take the place of `old`, which goes on if this fails; `retire` is called in
-    /// between, when no request is in flight. ENOSPC if writes wait for space, which requests in
-    /// flight would be waited for without end.
+    /// between, when no request is in flight. The work items of `new` are still to be begun. ENOSPC if
+    /// writes wait for space.
     fn replace_engine<R>(
         &self,
         disk: DiskRef<'_, Self>,
@@ -421,23 +436,21 @@ impl Device {
         new: &Arc<Engine<Self>>,
         retire: impl FnOnce() -> Result<R>,
     ) -> Result<R> {
-        let switched = disk.frozen(
-            || old.has_parked(),
-            |frozen| {
-                let retired = retire().and_then(|r| {
-                    let swapped = self.engine.replace(frozen, Some(new.clone()));
-                    swapped.map_err(|_| EBUSY)?;
-                    Ok(r)
-                });
-                if retired.is_err() {
-                    old.resume();
-                }
-                retired
-            },
-        );
-        let retired = switched.unwrap_or(Err(ENOSPC))?;
-        self.view.lock().engine = Some(new.clone());
-        Ok(retired)
+        let retired = Self::at_rest(disk, old, |frozen| {
+            let retired = retire()?;
+            let swapped = self.engine.replace(frozen, Some(new.clone()));
+            swapped.map_err(|_| EBUSY)?;
+            Ok(retired)
+        })?;
+        match &retired {
+            Ok(_) => {
+                self.view.lock().engine = Some(new.clone());
+                // What is queued would keep it, and its files open.
+                old.quiet();
+            }
+            Err(_) => old.resume(),
+        }
+        retired
     }
 
     /// FREEZE and THAW: freezes the file systems on the disk, or thaws them; nothing if they are.

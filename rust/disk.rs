@@ -7,7 +7,7 @@ use crate::{
     sys::{
         epoch::Epoch,
         frozen::Handler,
-        mq::{Driver, Request},
+        mq::{Driver, Request, TagSet},
         prelude::*,
         work::Workqueue,
     },
@@ -20,6 +20,10 @@ impl Driver for Device {
         Cmd::new()
     }
 
+    fn tags(&self) -> &TagSet<Self> {
+        self.tag_set()
+    }
+
     fn workers(&self) -> &Workqueue {
         self.workqueue()
     }
@@ -29,10 +33,16 @@ impl Driver for Device {
     }
 
     /// File I/O from here would deadlock: we run below `submit_bio`, whose `current->bio_list`
-    /// collects the file system's own bios until we return. So every request goes to a worker.
-    fn queue_rq(mut rq: Request<Self>) {
+    /// collects the file system's own bios until we return. So whatever needs that goes to a worker.
+    fn queue_rq(&self, mut rq: Request<Self>, handler: &Handler<'_>) {
         rq.pdu().arrive();
-        rq.enqueue();
+        let left = match self.engine(handler) {
+            Some(engine) => engine.try_inline(rq),
+            None => Some(rq),
+        };
+        if let Some(rq) = left {
+            rq.enqueue();
+        }
     }
 
     fn run(&self, rq: Request<Self>, handler: &Handler<'_>) {

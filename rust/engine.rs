@@ -14,8 +14,10 @@ mod cow;
 mod discard;
 pub(crate) mod events;
 pub(crate) mod index_wb;
+mod inline;
 mod lockout;
 pub(crate) mod merge;
+mod rest;
 mod space;
 mod succeed;
 pub(crate) mod tracks;
@@ -24,7 +26,9 @@ mod write;
 use crate::{
     chain::{check_memory, Chain, Used},
     format::Format,
+    io::bdev::DiskShape,
     sys::{
+        self,
         mq::{Driver, Op, Request, RequestList, Sync},
         pages::PageBuf,
         prelude::*,
@@ -36,10 +40,9 @@ use ploop_pure::{
     flow::{self, Action, Event, Write},
     index::DirtyPages,
     map::Place,
-    units::{Cluster, ImageCluster, Level},
+    units::{Cluster, ImageCluster, Level, SECTOR_BYTES},
 };
 
-use events::Space;
 use index_wb::Copies;
 use lockout::Waiters;
 pub(crate) use succeed::{Shared, Stats, Unfinished};
@@ -58,6 +61,8 @@ enum Phase {
     Space { level: Level, pos: u64, sync: Sync },
     /// This step of its write.
     Act(Action),
+    /// That the page cache forgets what was at this byte of the top's image; then it ends.
+    Stale { pos: u64 },
     /// Nothing more: it ends with success.
     Done,
     /// Nothing more: it ends with `Cmd::error`.
@@ -147,8 +152,12 @@ pub(crate) struct Engine<D: Disk> {
     shared: Arc<Shared>,
     /// An index write or sync has failed: the image takes no more writes (see [`index_wb`]).
     is_poisoned: Atomic<bool>,
+    /// Some image may be reached past its file system, see [`Io::submit_inline`].
+    may_inline: bool,
     /// Slots can share blocks of the file system, as far as is known.
     clones: Atomic<bool>,
+    /// Whether work items may run.
+    rest: rest::Rest,
     #[pin]
     slow: SpinLock<Slow<D>>,
     /// Held while the top of the engine before is being finished: commits wait for that.
@@ -183,6 +192,14 @@ impl Parts {
     /// Of a top that was opened just now, of whose slots `used` are in use. If it is writable, it
     /// is marked and its index gets the space it lacks.
     pub(crate) fn of_top(chain: &Chain, used: &Used, device: u32) -> Result<Self> {
+        let parts = Self::of_used(chain, used, device)?;
+        Self::prepare_file(chain, used, device)?;
+        Ok(parts)
+    }
+
+    /// The same without looking at the file: [`Self::prepare_file`] has to follow before any slot is
+    /// handed out.
+    pub(crate) fn of_used(chain: &Chain, used: &Used, device: u32) -> Result<Self> {
         let top = chain.top().ok_or(ENOENT)?;
         // A source's pages are written too; it has as many or more.
         let source = chain.source().map_or(0, |(_, d)| d.nr_index_pages());
@@ -193,17 +210,6 @@ impl Parts {
             return Ok(Self { dirty, ..none });
         };
         let header = format.header();
-        // What lies behind the last slot in use is old or preallocated; cut, it will read as zeros
-        // when the file grows again.
-        if top.is_writable() {
-            let index = 0..chain.cluster().offset(header.first_data);
-            top.io().reserve(index).inspect_err(|e| {
-                let errno = e.to_errno();
-                pr_err!("ploop{device}: no space for the image's index (errno {errno})\n");
-            })?;
-            top.io()
-                .cut(chain.cluster().offset(ImageCluster(used.end)))?;
-        }
         let slots = used.end.min(header.slots_max());
         check_memory(
             Alloc::memory_bytes(slots) + used.slots.memory_bytes(),
@@ -213,6 +219,25 @@ impl Parts {
         let mut alloc = alloc.map_err(crate::error::errno)?;
         alloc.give_back_unused(header.first_data.0..used.end, &used.slots);
         Ok(Self { alloc, dirty })
+    }
+
+    /// Makes the file of a writable top ready for [`Self::of_used`].
+    pub(crate) fn prepare_file(chain: &Chain, used: &Used, device: u32) -> Result {
+        let top = chain.top().ok_or(ENOENT)?;
+        let Format::Ploop1(format) = top.format() else {
+            return Ok(());
+        };
+        if !top.is_writable() {
+            return Ok(());
+        }
+        let index = 0..chain.cluster().offset(format.header().first_data);
+        top.io().reserve(index).inspect_err(|e| {
+            let errno = e.to_errno();
+            pr_err!("ploop{device}: no space for the image's index (errno {errno})\n");
+        })?;
+        // What lies behind the last slot in use is old or preallocated; cut, it will read as zeros
+        // when the file grows again.
+        top.io().cut(chain.cluster().offset(ImageCluster(used.end)))
     }
 }
 
@@ -240,6 +265,7 @@ impl<D: Disk> Engine<D> {
             commit_waiters: RequestList::new(),
         };
         let pages = Copies::new(&chain)?;
+        let may_inline = chain.deltas().any(|d| d.io().may_inline());
         Arc::pin_init(
             try_pin_init!(Self {
                 device,
@@ -247,14 +273,16 @@ impl<D: Disk> Engine<D> {
                 workers,
                 shared,
                 is_poisoned: Atomic::new(false),
+                may_inline,
                 clones: Atomic::new(true),
+                rest: rest::Rest::stopped(),
                 slow <- new_spinlock!(slow),
                 gate <- new_mutex!(()),
                 commit <- new_mutex!(pages),
-                commit_now <- Work::new(Self::run_commit),
-                commit_later <- Work::new(Self::run_commit),
-                make_space <- Work::new(Self::run_make_space),
-                make_space_later <- Work::new(Self::run_look_again),
+                commit_now <- Work::new(Self::run_commit, static_lock_class!()),
+                commit_later <- Work::new(Self::run_commit, static_lock_class!()),
+                make_space <- Work::new(Self::run_make_space, static_lock_class!()),
+                make_space_later <- Work::new(Self::run_look_again, static_lock_class!()),
             }? Error),
             GFP_KERNEL,
         )
@@ -281,6 +309,13 @@ impl<D: Disk> Engine<D> {
             Phase::Moving { level, pos, sync } => self.submit(rq, level, pos, sync),
             Phase::Space { level, pos, sync } => self.data_lacks_space(rq, level, pos, sync),
             Phase::Act(action) => self.act(rq, action),
+            Phase::Stale { pos } => {
+                if let Some(top) = self.chain.top() {
+                    top.io()
+                        .uncache(&(pos..pos.saturating_add(rq.len() as u64)));
+                }
+                rq.end(Ok(()));
+            }
             Phase::Done => rq.end(Ok(())),
             Phase::Failed => self.fail(rq),
         }
@@ -302,6 +337,7 @@ impl<D: Disk> Engine<D> {
         if rq.op() == Op::Write {
             Self::written(&mut rq);
         }
+        let is_stale = rq.take_stale();
         let cmd = rq.pdu();
         let holds_lock = cmd.write.is_some_and(|w| w.holds_lock());
         let event = match result {
@@ -317,10 +353,25 @@ impl<D: Disk> Engine<D> {
             (Ok(()), _) if cmd.moved < len && holds_lock => {}
             // What was looked up without the lock is looked up again.
             (Ok(()), _) if cmd.moved < len => cmd.phase = Phase::Again,
+            // It was not to wait, and would have had to.
+            (Err(e), _) if e == EAGAIN && !holds_lock => cmd.phase = Phase::Again,
             (Ok(()), None) => return rq.complete(Ok(())),
-            (Err(e), None) => return rq.complete(Err(e)),
+            // To be told where one may sleep.
+            (Err(e), None) => {
+                cmd.error = e;
+                cmd.phase = Phase::Failed;
+            }
             (Ok(()), Some(write)) => match write.next(Event::Ok) {
-                Action::Done => return rq.complete(Ok(())),
+                Action::Done => {
+                    let pos = match cmd.phase {
+                        Phase::Moving { pos, .. } => pos,
+                        _ => 0,
+                    };
+                    if !is_stale {
+                        return rq.complete(Ok(()));
+                    }
+                    cmd.phase = Phase::Stale { pos };
+                }
                 action => cmd.phase = Phase::Act(action),
             },
             (Err(e), Some(write)) => {
@@ -359,6 +410,7 @@ impl<D: Disk> Engine<D> {
 
     /// What a read or write works on; an error if it has data in two clusters. The disk's limits
     /// prevent that.
+    #[inline]
     fn extent_of(&self, rq: &Request<D>) -> Result<Extent> {
         let size = self.chain.cluster();
         let (cluster, within) = size.split(rq.pos()).ok_or(EIO)?;
@@ -413,7 +465,18 @@ impl<D: Disk> Engine<D> {
         if rq.op() == Op::Write && delta.io().ends_before(end) {
             return Self::io_done(rq, Err(EIO));
         }
+        // For those that follow.
+        if self.may_inline && (level == self.chain.top_level() || !sys::proc::is_wanted()) {
+            delta.io().learn(&(pos..end), self.disk_shape());
+        }
         delta.io().submit(rq, pos + moved as u64, moved, sync);
+    }
+
+    fn disk_shape(&self) -> DiskShape {
+        DiskShape {
+            cluster_log: self.chain.cluster().log_bytes(),
+            bytes: self.chain.size_sectors().saturating_mul(SECTOR_BYTES),
+        }
     }
 
     /// Whether the disk may be written.
@@ -451,34 +514,8 @@ impl<D: Disk> Engine<D> {
         !self.slow.lock().parked.is_empty()
     }
 
-    /// Begins what an engine does on its own account.
-    pub(crate) fn begin(self: &Arc<Self>) {
-        if !self.chain.top().is_some_and(|t| t.is_writable()) {
-            return;
-        }
-        // Of a poisoned image too: who waits for space has to be told.
-        self.make_space_soon();
-        if self.shared.events.space() == Space::Full {
-            self.make_space_later();
-        }
-        if !self.is_poisoned() {
-            self.commit_soon();
-        }
-    }
-
-    /// Ends all that runs on the engine's own account. No request may be in flight or come.
-    pub(crate) fn quiet(&self) {
-        // What makes space may ask for a commit, and a commit for space.
-        for _ in 0..2 {
-            self.commit_now.cancel_sync();
-            self.commit_later.cancel_sync();
-            self.make_space_later.cancel_sync();
-            self.make_space.cancel_sync();
-        }
-    }
-
     /// Makes everything durable and closes the top delta cleanly; leaves its mark if anything
-    /// fails. The caller has called [`Self::quiet`].
+    /// fails. The caller has called [`Self::quiet`], or it is at rest.
     pub(crate) fn close(&self) -> Result<Closed> {
         let top = self.chain.top().ok_or(ENOENT)?;
         if !top.is_writable() {

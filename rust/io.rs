@@ -4,6 +4,7 @@
 //! Positions are bytes in the image file. Everything but [`Io::submit`] sleeps until it is done.
 //! Nothing here is durable before [`Io::sync`] has returned, except a `submit` that asks for it.
 
+pub(crate) mod bdev;
 pub(crate) mod file;
 pub(crate) mod lock;
 
@@ -13,6 +14,7 @@ use crate::sys::{
     pages::PageBuf,
     prelude::*,
 };
+use bdev::DiskShape;
 use core::ops::Range;
 
 /// Bytes behind the end of a file that are punched to see whether that can be done.
@@ -20,7 +22,8 @@ const PUNCH_PROBE: u64 = 1 << 20;
 
 /// An open image file.
 pub(crate) enum Io {
-    /// Through the file system, or the page cache of a block device, that holds the file.
+    /// Through the file system, or the page cache of a block device, that holds the file; and past
+    /// it, where that can be done.
     File(file::FileIo),
 }
 
@@ -115,27 +118,30 @@ impl Io {
 
     /// Cuts the file to `len` bytes.
     pub(crate) fn cut(&self, len: u64) -> Result {
-        if self.len()? == len {
+        let old = self.len()?;
+        if old == len {
             return Ok(());
         }
-        self.file().as_file().truncate(len)
+        self.file().change(len..old, |file| file.truncate(len))
     }
 
     /// Makes `range` read as zeros, giving its space back where the file system can.
     pub(crate) fn punch(&self, range: Range<u64>) -> Result {
-        self.file().as_file().punch(range)
+        self.file().change(range.clone(), |file| file.punch(range))
     }
 
     /// Makes `len` bytes from `to` on share what `from` has at `pos`, where the file system can do
     /// that.
     pub(crate) fn clone_range(&self, to: u64, from: &Self, pos: u64, len: u64) -> Result {
-        let (to_file, from_file) = (self.file().as_file(), from.file().as_file());
-        to_file.clone_range(to, from_file, pos, len)
+        let from = from.file().as_file();
+        let range = to..to.saturating_add(len);
+        self.file()
+            .change(range, |file| file.clone_range(to, from, pos, len))
     }
 
     /// Makes `range` read as zeros, keeping its space.
     pub(crate) fn zero(&self, range: Range<u64>) -> Result {
-        self.file().as_file().zero(range)
+        self.file().change(range.clone(), |file| file.zero(range))
     }
 
     /// Whether [`Self::punch`] works on this file.
@@ -147,6 +153,41 @@ impl Io {
                 let start = len.next_multiple_of(PUNCH_PROBE);
                 file.punch(start..start.saturating_add(PUNCH_PROBE)).is_ok()
             })
+    }
+
+    /// Moves a request's data past the file system, from or to byte `pos`; gives it back where that
+    /// cannot be done or is not known yet. It comes back through [`Driver::io_done`]. For whoever may
+    /// sleep, but must not do file I/O.
+    pub(crate) fn submit_inline<D: Driver>(&self, rq: Request<D>, pos: u64) -> Option<Request<D>> {
+        match self.file().bdev() {
+            Some(bdev) => bdev.submit(rq, pos),
+            None => Some(rq),
+        }
+    }
+
+    /// Whether [`Self::submit_inline`] may ever do it.
+    pub(crate) fn may_inline(&self) -> bool {
+        self.file().bdev().is_some()
+    }
+
+    /// Finds out what [`Self::submit_inline`] needs to know of `range`.
+    pub(crate) fn learn(&self, range: &Range<u64>, disk: DiskShape) {
+        self.file().learn(range, disk);
+    }
+
+    /// Drops what the page cache has of what was written past it; see [`Request::take_stale`].
+    pub(crate) fn uncache(&self, range: &Range<u64>) {
+        self.file().as_file().uncache(range);
+    }
+
+    /// From here on others may write the file: nothing goes past its file system any more.
+    pub(crate) fn release(&self) {
+        self.file().release();
+    }
+
+    /// Whether requests go past the file system, where they can.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.file().bdev().is_some_and(|bdev| bdev.is_held())
     }
 
     /// Moves a request's data; see [`Request::submit`].

@@ -17,7 +17,7 @@ use ploop_pure::{
     abi,
     layout::{
         extension::{self, Item, Part, Shape, DIGEST_FROM},
-        ploop1::{Header, Mark},
+        ploop1::Header,
     },
     units::{ImageCluster, SECTOR_BYTES},
 };
@@ -85,25 +85,21 @@ impl Found {
 }
 
 impl Delta {
-    /// The checkpoints in a closed image that is about to be marked, and where they are. None of an
-    /// extension that is not valid: no reason to refuse the image.
-    pub(crate) fn load_checkpoints(&self, device: u32) -> Option<(KVec<Stored>, ImageCluster)> {
-        let header = self.header_now(device).ok()?;
-        if header.mark != Mark::ClosedV21 || header.ext_offset == 0 {
-            return None;
-        }
-        let at = extension::slot(&header, header.ext_offset);
-        let found = at.ok_or(EINVAL).and_then(|at| {
-            let points = self.read_extension(&header, at, device)?;
-            Ok((points, at))
-        });
-        if let Err(e) = &found {
+    /// The checkpoints that the image had when it was marked, for the caller, who is about to write
+    /// it. None of an extension that is not valid: no reason to refuse the image.
+    pub(crate) fn take_checkpoints(&self, device: u32) -> KVec<Stored> {
+        let (Format::Ploop1(format), Some(at)) = (self.format(), self.take_extension()) else {
+            return KVec::new();
+        };
+        let header = format.header().with_extension(at);
+        let found = self.read_extension(&header, at, device);
+        found.unwrap_or_else(|e| {
             pr_notice!(
                 "ploop{device}: the image's format extension cannot be read (errno {})\n",
                 e.to_errno()
             );
-        }
-        found.ok()
+            KVec::new()
+        })
     }
 
     fn read_extension(

@@ -4,7 +4,6 @@
 //! Everything here sleeps and none of it runs while the device serves requests, except
 //! [`Delta::write_index`], whose callers are serialised by the engine's commit.
 
-use super::checkpoints::Stored;
 use crate::{
     error::{errno, Shown},
     format::{
@@ -72,8 +71,8 @@ pub(crate) struct Delta {
     is_marked: Atomic<bool>,
     /// No entry was used when the delta was opened, or closed last.
     is_empty: Atomic<bool>,
-    /// Where the format extension is that it had when it was marked, and that holds as long as
-    /// nothing has been written since; 0 for none.
+    /// Where the format extension is that it had when [`Self::mark_top`] marked it, and that holds as
+    /// long as nothing has been written since; 0 for none.
     extension: Atomic<u32>,
     /// It could not be closed cleanly: it is left as it is until it has been opened anew.
     is_spoiled: Atomic<bool>,
@@ -131,7 +130,12 @@ impl Delta {
     /// Opens the image of this delta, which is only read, for writing too. EBUSY if somebody else
     /// has it. Until [`Self::writer_closed`] this delta's reads go on.
     pub(crate) fn open_writer(&self, device: u32) -> Result<Self> {
-        let io = Io::open(self.io.as_file(), Access::ReadWrite)?;
+        self.io.release();
+        let io = match Io::open(self.io.as_file(), Access::ReadWrite) {
+            // Another device has it open, which denies writers.
+            Err(e) if e == ETXTBSY => return Err(EBUSY),
+            io => io?,
+        };
         self.lock.upgrade(self.io.as_file(), io.as_file())?;
         let args = OpenArgs {
             access: Access::ReadWrite,
@@ -191,6 +195,10 @@ impl Delta {
     /// Returns what sysfs shows of it then.
     pub(crate) fn seal(&self) -> Result<Arc<Info>> {
         self.is_writable.store(false, Relaxed);
+        if sys::proc::is_wanted() {
+            // libploop writes to lower images of running devices.
+            self.io.release();
+        }
         self.lock.downgrade(self.io.as_file());
         Info::new(&self.io, &self.format, Access::Read).and_then(|i| Ok(Arc::new(i, GFP_KERNEL)?))
     }
@@ -281,40 +289,19 @@ impl Delta {
         Ok(scan.usage())
     }
 
-    /// The header of a writable ploop1 image that is not marked yet, as it is on disk.
-    pub(super) fn header_now(&self, device: u32) -> Result<Header> {
-        if self.is_marked.load(Relaxed) || !self.is_writable() || self.is_spoiled() {
-            return Err(EINVAL);
-        }
-        match Self::parse(&self.io, self.args, device)? {
-            Format::Ploop1(format) => Ok(*format.header()),
-            Format::Raw(_) => Err(EINVAL),
-        }
-    }
-
-    /// Marks what is to become or to go on as the top of a device, as [`Self::mark`] does, and returns
-    /// the checkpoints that were in the image; `None` if it was marked already.
-    pub(crate) fn mark_top(&self, device: u32) -> Result<Option<KVec<Stored>>> {
-        if self.is_marked.load(Relaxed) {
-            return Ok(None);
-        }
-        let (points, at) = match self.load_checkpoints(device) {
-            Some((points, at)) => (points, at.0),
-            None => (KVec::new(), 0),
-        };
-        self.mark(device)?;
-        self.extension.store(at, Relaxed);
-        Ok(Some(points))
-    }
-
-    /// The image is about to be written: no extension that it had holds any more.
-    pub(crate) fn drop_extension(&self) {
-        self.extension.store(0, Relaxed);
-    }
-
     /// Marks a writable ploop1 image in use, durably, before its first change (ordering rule 6).
     /// EINVAL if it is not the image any more that was opened.
     pub(crate) fn mark(&self, device: u32) -> Result {
+        self.mark_with(device, false)
+    }
+
+    /// The same of what is to become or to go on as the top of a device: its format extension is kept
+    /// as long as nothing is written. See [`Self::take_extension`].
+    pub(crate) fn mark_top(&self, device: u32) -> Result {
+        self.mark_with(device, true)
+    }
+
+    fn mark_with(&self, device: u32, keeps_extension: bool) -> Result {
         if self.is_spoiled() {
             return Err(EIO);
         }
@@ -324,6 +311,13 @@ impl Delta {
         let now = Self::parse(&self.io, self.args, device)?;
         match (&now, &self.format) {
             (Format::Ploop1(now), Format::Ploop1(then)) if now.is_same_layout(then) => {
+                let kept = now.header().valid_extension().filter(|_| keeps_extension);
+                self.extension.store(kept.map_or(0, |at| at.0), Relaxed);
+                if kept.is_none() && now.header().ext_offset != 0 {
+                    pr_notice!(
+                        "ploop{device}: the image's format extension (dirty bitmap) is dropped\n"
+                    );
+                }
                 // Whatever becomes of that, the mark may be on disk.
                 self.is_marked.store(true, Relaxed);
                 self.write_header(now.header().opened())?;
@@ -399,11 +393,19 @@ impl Delta {
 
     /// Closes a delta that was never started, or not since it was closed: no entry has changed.
     pub(crate) fn unmark_unused(&self) -> Result {
-        let extension = match self.extension.load(Relaxed) {
-            0 => None,
-            at => Some(ImageCluster(at)),
-        };
-        self.unmark_with(self.is_empty.load(Relaxed), extension)
+        self.unmark_with(self.is_empty.load(Relaxed), self.kept_extension())
+    }
+
+    fn kept_extension(&self) -> Option<ImageCluster> {
+        Some(ImageCluster(self.extension.load(Relaxed))).filter(|at| at.0 != 0)
+    }
+
+    /// Where the format extension is that still holds, for the caller, who is about to write the
+    /// image.
+    pub(super) fn take_extension(&self) -> Option<ImageCluster> {
+        let kept = self.kept_extension();
+        self.extension.store(0, Relaxed);
+        kept
     }
 
     /// The same image as another format says it is: larger. It takes this one's place.

@@ -40,6 +40,16 @@ pub(super) fn device_arg(arg: usize) -> Result<abi::DeviceArg> {
     }
 }
 
+/// Argument of CTL_VERSION.
+pub(super) fn version(arg: usize) -> Result {
+    let version: abi::Version = get(arg)?;
+    if version == abi::Version::read() {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
+}
+
 /// Argument of OP_START.
 pub(super) fn op_start(arg: usize) -> Result<(abi::OpStart, Wanted)> {
     let start: abi::OpStart = get(arg)?;
@@ -94,7 +104,7 @@ pub(super) fn checkpoint_start(arg: usize) -> Result<([u8; 16], u32, bool)> {
         return Err(EINVAL);
     }
     let at_snapshot = point.flags & abi::CHECKPOINT_AT_SNAPSHOT != 0;
-    Ok((point.id, granularity.ilog2(), at_snapshot))
+    Ok((point.id, granularity.trailing_zeros(), at_snapshot))
 }
 
 /// Argument of CHECKPOINT_DROP and CHECKPOINT_LIST.

@@ -43,8 +43,10 @@ impl Device {
         // What could be moved is, also if it was not all.
         engine.commit()?;
         engine.clean()?;
-        let cut = disk.frozen(|| engine.has_parked(), |_| engine.cut_now());
-        let (before, after) = cut.unwrap_or(Err(ENOSPC))?;
+        let free = Self::at_rest(disk, &engine, |_| engine.give_end_back())?;
+        let cut = free.and_then(|free| engine.cut_end(free));
+        engine.begin();
+        let (before, after) = cut?;
         engine.commit()?;
         ops.set_freed(before.saturating_sub(after));
         moved

@@ -68,8 +68,8 @@ impl Device {
                 let (from, to) = (old.header().first_data, new.header().first_data);
                 if from < to {
                     // With nobody on the way to publish a slot that was taken before.
-                    disk.frozen(|| engine.has_parked(), |_| engine.reserve_slots(to))
-                        .ok_or(ENOSPC)?;
+                    Self::at_rest(disk, &engine, |_| engine.reserve_slots(to))?;
+                    engine.begin();
                 }
                 self.vacate(ops, &engine, from..to)?;
                 let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;

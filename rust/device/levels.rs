@@ -147,10 +147,7 @@ impl Device {
         let shared = old.shared().clone();
         let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
         self.admit_limits(old, &new)?;
-        self.replace_engine(disk, old, &new, || {
-            old.quiet();
-            Ok(())
-        })?;
+        self.replace_engine(disk, old, &new, || Ok(()))?;
         control.engine = Some(new.clone());
         new.mended();
         new.begin();

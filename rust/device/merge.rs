@@ -14,7 +14,7 @@ use super::{ops::Ops, Control, Device};
 use crate::{
     chain::{delta::Delta, Chain},
     engine::{merge::Moved, Closed, Engine, Parts},
-    sys::{self, gen_disk::DiskRef, pages::PageBuf, prelude::*},
+    sys::{self, gen_disk::DiskRef, mq::noio, pages::PageBuf, prelude::*},
 };
 use core::ops::Range;
 use ploop_pure::{
@@ -25,8 +25,10 @@ use ploop_pure::{
 
 /// Pages of the buffer that clusters are copied through.
 const BUF_PAGES: usize = 64;
-/// Milliseconds until the deltas are tried to be put in order again while writes wait for space.
-const PARKED_MS: u64 = 100;
+/// Milliseconds until the deltas are tried to be put in order again.
+const AGAIN_MS: u64 = 100;
+/// How often, when there is no memory.
+const MAX_NO_MEMORY: u32 = 100;
 /// Milliseconds until a cluster that was locked is tried again.
 const BUSY_MS: u64 = 2;
 
@@ -62,7 +64,8 @@ impl Device {
             }
             (engine, (level, source), lower)
         };
-        let dest = Arc::new(lower.open_writer(self.index)?, GFP_KERNEL)?;
+        let dest = lower.open_writer(self.index)?;
+        let dest = Arc::new(dest, GFP_KERNEL).inspect_err(|_| lower.writer_closed())?;
         let is_top = source.0 == engine.chain.top_level();
         let below = Level(source.0 .0.saturating_sub(1));
         let fit = self.fit(ops, &engine, below, &dest, &source.1);
@@ -91,20 +94,22 @@ impl Device {
         source: &Delta,
     ) -> Result<Arc<Delta>> {
         let size = source.format().size_sectors();
-        let marked = dest.mark(self.index);
-        let room = marked
+        let slots = dest
+            .mark(self.index)
             .and_then(|()| dest.in_the_way(size))
-            .and_then(|slots| match slots.is_empty() {
-                true => Ok(()),
-                false => self.make_room(ops, engine, level, dest, slots),
-            });
-        if let Err(e) = room {
-            // It was only asked to stop: entries are old or new, each good. After a failed write or
-            // sync nobody knows, and the mark stays.
-            if e == Errno::Cancelled.error() || e == ENOSPC || e == EBUSY {
+            .inspect_err(|_| {
+                // No entry was written; a mark that cannot be cleared is mended at attach.
                 let _ = dest.unmark_unused();
-            }
-            return Err(e);
+            })?;
+        if !slots.is_empty() {
+            self.make_room(ops, engine, level, dest, slots)
+                .inspect_err(|e| {
+                    // It was only asked to stop: entries are old or new, each good. After a failed
+                    // write or sync nobody knows, and the mark stays.
+                    if *e == Errno::Cancelled.error() || *e == ENOSPC || *e == EBUSY {
+                        let _ = dest.unmark_unused();
+                    }
+                })?;
         }
         match dest.fit(size)? {
             Some(larger) => Ok(Arc::new(larger, GFP_KERNEL)?),
@@ -210,37 +215,49 @@ impl Device {
                 return Err(e);
             }
         };
-        new.begin();
         match self.move_all(ops, &new) {
             Ok(()) => self.patiently(&new, || self.end_merge(disk, &new)),
             // What is in which delta is not known any more.
             Err(e) if new.is_poisoned() => Err(e),
             Err(e) => {
-                self.patiently(&new, || self.undo_merge(disk, &new))?;
+                // Flushes wait for it, and so does who would have to write to give memory.
+                self.patiently(&new, || noio(|| self.undo_merge(disk, &new)))?;
                 Err(e)
             }
         }
     }
 
-    /// Calls `f` again while it answers ENOSPC because writes wait for space: the deltas have to be
-    /// put in order, and those writes end when there is space or they are made to fail.
+    /// Calls `f`, which puts the deltas in order by taking `engine` out of use, again while that
+    /// fails because writes wait for space, which end when there is space or they are made to fail;
+    /// and for a while without memory.
     fn patiently(&self, engine: &Engine<Self>, f: impl Fn() -> Result) -> Result {
+        let mut no_memory = 0;
         loop {
-            match f() {
-                Err(e) if e == ENOSPC && engine.has_parked() && !engine.is_poisoned() => {
-                    sys::sleep_ms(PARKED_MS);
-                }
-                result => {
-                    return result.inspect_err(|e| {
-                        pr_err!(
-                            "ploop{}: the deltas of a merge could not be put in order (errno {})\n",
-                            self.index,
-                            e.to_errno()
-                        );
-                    });
-                }
+            let error = match f() {
+                Ok(()) => return Ok(()),
+                Err(e) => e,
+            };
+            no_memory += u32::from(error == ENOMEM);
+            let passes = (error == ENOSPC && engine.has_parked())
+                || (error == ENOMEM && no_memory < MAX_NO_MEMORY);
+            if !passes || engine.is_poisoned() || !self.is_used(engine) {
+                pr_err!(
+                    "ploop{}: the deltas of a merge could not be put in order (errno {})\n",
+                    self.index,
+                    error.to_errno()
+                );
+                return Err(error);
             }
+            sys::sleep_ms(AGAIN_MS);
         }
+    }
+
+    fn is_used(&self, engine: &Engine<Self>) -> bool {
+        let control = self.control.lock();
+        control
+            .engine
+            .as_ref()
+            .is_some_and(|e| core::ptr::eq(&**e, engine))
     }
 
     /// Makes `dest`, the delta below the top, the top, and the old top the source of a merge.
@@ -261,13 +278,17 @@ impl Device {
         self.admit_limits(old, &new)?;
         old.commit()?;
         let mut control = self.control.lock();
-        // What the source hides is used again by the first write to it: all of the source has to be
-        // durable before there is one.
-        self.replace_engine(disk, old, &new, || {
-            let unfinished = old.retire()?;
-            old.commit_retired(unfinished)
-        })?;
+        // What the source hides is used again by the first write to it, and that waits for this: all of
+        // the source has to be durable before.
+        let gate = new.gate.lock();
+        let unfinished = self.replace_engine(disk, old, &new, || old.retire())?;
         control.engine = Some(new.clone());
+        let committed = old.commit_retired(unfinished);
+        if let Err(e) = committed {
+            new.poison_for(e);
+        }
+        drop(gate);
+        new.begin();
         let level = usize::from(new.chain.top_level().0);
         if let Some(place) = control.deltas.get_mut(level) {
             *place = dest.clone();
@@ -305,22 +326,27 @@ impl Device {
         let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
         let mut control = self.control.lock();
         let gate = new.gate.lock();
-        self.replace_engine(disk, old, &new, || {
+        let top = new.chain.top_level();
+        let slots = new.chain.slots_of(top)?;
+        let (unfinished, used) = self.replace_engine(disk, old, &new, || {
+            let used = new.chain.used_of(top, slots)?;
+            let mut parts = Parts::of_used(&new.chain, &used, self.index)?;
             let unfinished = old.retire()?;
-            // The source's slots are free only when that is durable.
-            old.commit_retired(unfinished)?;
-            let used = new.chain.used_of(new.chain.top_level())?;
-            let mut parts = Parts::of_top(&new.chain, &used, self.index)?;
             new.exchange_parts(&mut parts);
-            Ok(())
+            Ok((unfinished, used))
         })?;
         control.engine = Some(new.clone());
-        let finished = old.close_retired().and_then(|closed| {
+        let finished = old.finish(unfinished).and_then(|closed| {
+            // The source's slots are free only now, and nobody has got one before `begin`.
+            Parts::prepare_file(&new.chain, &used, self.index)?;
             let dest = old.chain.top().ok_or(EIO)?;
             if let Closed::Clean { is_empty } = closed {
                 dest.unmark(is_empty)?;
             }
-            self.update_info(usize::from(old.chain.top_level().0), dest.seal()?);
+            // It is only shown.
+            if let Ok(info) = dest.seal() {
+                self.update_info(usize::from(old.chain.top_level().0), info);
+            }
             Ok(())
         });
         if let Err(e) = finished {

@@ -9,7 +9,7 @@
 use super::Device;
 use crate::sys::{
     self,
-    gen_disk::{DiskRef, HeldDisk},
+    gen_disk::{result_variable, DiskRef, HeldDisk},
     prelude::*,
     work::{Work, Workqueue},
 };
@@ -77,7 +77,7 @@ impl Ops {
                 done: Atomic::new(0),
                 total: Atomic::new(0),
                 freed: Atomic::new(0),
-                work <- Work::new(Self::run),
+                work <- Work::new(Self::run, static_lock_class!()),
             }? Error),
             GFP_KERNEL,
         )
@@ -132,7 +132,7 @@ impl Ops {
             (disk, wanted)
         };
         let result = Device::run_op(disk.as_ref(), &self, wanted);
-        disk.as_ref().notify_change();
+        tell(disk.as_ref(), wanted.op, result);
         // Before anybody may remove the disk: our reference must not be the last.
         drop(disk);
         let mut state = self.state.lock();
@@ -215,6 +215,16 @@ impl Ops {
             left -= now;
         }
         self.check()
+    }
+}
+
+/// Sends the event of the end of an operation.
+fn tell(disk: DiskRef<'_, Device>, op: Op, result: Result) {
+    let name = CString::try_from_fmt(fmt!("PLOOP_OP={}", op.name()));
+    match (name, result_variable(result)) {
+        (Ok(name), Ok(errno)) => disk.notifier().event([&name, &errno]),
+        // Without memory it tells no more than that something changed.
+        (Err(_), _) | (_, Err(_)) => disk.notify_change(),
     }
 }
 

@@ -14,8 +14,9 @@ use crate::{
     },
 };
 use core::fmt::Write;
+use ploop_pure::units::Level;
 
-static STATE_FILES: Files<Device, 1, 19> = Files::new([
+static STATE_FILES: Files<Device, 1, 21> = Files::new([
     c"aborted",
     c"allocated_clusters",
     c"block_size",
@@ -28,6 +29,8 @@ static STATE_FILES: Files<Device, 1, 19> = Files::new([
     c"fmt_version",
     c"freeze_state",
     c"index_pages",
+    c"inline_bios",
+    c"io_errors",
     c"locked",
     c"maintenance",
     c"map_pages",
@@ -39,10 +42,11 @@ static STATE_FILES: Files<Device, 1, 19> = Files::new([
 static TOP_FILES: Files<Device, 1, 1> = Files::new([c"top"]);
 static TUNE_FILES: Files<Device, 1, 1> = Files::new([c"discard_granularity"]);
 static KNOB_FILES: Files<Device, 1, 2> = Files::writable([c"low_water", c"on_full"]);
-static DELTA_FILES: Files<Device, 2, 7> = Files::new([
+static DELTA_FILES: Files<Device, 2, 8> = Files::new([
     c"format",
     c"image",
     c"image_info",
+    c"inline",
     c"io",
     c"level",
     c"ro",
@@ -172,6 +176,8 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
         }
         b"fmt_version" => view.version.into(),
         b"index_pages" => count(|s| &s.index_pages),
+        b"inline_bios" => count(|s| &s.inline),
+        b"io_errors" => count(|s| &s.errors),
         b"map_pages" => engine.map_or(0, |e| e.chain.nr_map_pages().unsigned_abs()),
         b"open_count" => disk.openers().into(),
         b"running" => engine.is_some().into(),
@@ -217,6 +223,13 @@ fn show_delta(this: &Device, level: usize, file: &CStr, out: &mut Output<'_>) ->
         b"image_info" => {
             let (major, minor) = info.identity.dev;
             writeln!(out, "ino:{}\nsdev:{major}:{minor}", info.identity.ino)?;
+        }
+        b"inline" => {
+            let engine = this.view.lock().engine.clone();
+            let level = u8::try_from(level).map_err(|_| EINVAL)?;
+            let delta = engine.as_ref().and_then(|e| e.chain.delta(Level(level)));
+            let is_inline = delta.is_some_and(|d| d.io().is_inline());
+            writeln!(out, "{}", u8::from(is_inline))?;
         }
         b"io" => writeln!(out, "{}", info.io)?,
         b"level" => writeln!(out, "{level}")?,

@@ -10,7 +10,7 @@ use crate::{
     engine::{Closed, Engine, Parts, Unfinished},
     error::{refusal, Shown},
     io::Io,
-    sys::{file::File, fs_freeze::FrozenFs, gen_disk::DiskRef, prelude::*},
+    sys::{file::File, fs_freeze::FrozenFs, gen_disk::DiskRef, mq::noio, prelude::*},
 };
 use ploop_pure::{
     chain,
@@ -82,7 +82,8 @@ impl Device {
             true => Self::freeze_fs(disk, Some(&steps.old)).map(Some),
             false => Ok(None),
         };
-        let result = frozen_fs.and_then(|fs| steps.run(&mut control, fs));
+        // Flushes wait for it, and so does who would have to write to give memory.
+        let result = frozen_fs.and_then(|fs| noio(|| steps.run(&mut control, fs)));
         if !control
             .engine
             .as_ref()
@@ -134,9 +135,9 @@ impl Steps<'_> {
                 Action::UnmarkOld => self.unmark_old(closed),
                 Action::Done => {
                     drop(gate.take());
+                    self.new.begin();
                     // Not before: thawing writes durably, which is a commit of the new top.
                     drop(fs);
-                    self.new.begin();
                     self.disk.notify_change();
                     return Ok(());
                 }
@@ -154,6 +155,7 @@ impl Steps<'_> {
                     );
                     self.new.poison_for(error);
                     drop(gate.take());
+                    self.new.begin();
                     return Err(error);
                 }
             };

@@ -31,7 +31,7 @@ fn grid_of(engine: &Engine<Device>) -> Grid {
         .div_ceil(cluster);
     let now = in_use(engine).div_ceil(cluster);
     let bytes = now.saturating_add(clusters).saturating_mul(cluster);
-    Grid::of_image(cluster.ilog2(), bytes)
+    Grid::of_image(cluster.trailing_zeros(), bytes)
 }
 
 impl Device {

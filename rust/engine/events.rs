@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What administrators want to hear of: no space, little space, a poisoned image, a stopped device.
-//! Each is a uevent, a line in the kernel log, and what `pstate/event` tells.
+//! What administrators want to hear of: no space, little space, failed requests, a poisoned image, a
+//! stopped device. All but the last are uevents, and what does not pass has a line in the kernel
+//! log and is what `pstate/event` tells.
 //!
 //! Locks: `state` is a leaf.
 
-use crate::sys::{gen_disk::Notifier, prelude::*};
+use crate::sys::{
+    self,
+    gen_disk::{result_variable, Notifier},
+    mq::Op,
+    prelude::*,
+};
+use ploop_pure::rate::Rarely;
 
 /// Bytes of space below which there is a warning, if nothing else was said.
 const LOW_WATER: u64 = 1 << 30;
@@ -48,6 +55,8 @@ struct State {
     is_stopped: bool,
     /// Nobody has been told of [`Event::Full`] yet.
     is_full_new: bool,
+    /// Requests that failed.
+    failures: Rarely,
 }
 
 /// The events of a device, from START to STOP.
@@ -70,6 +79,7 @@ impl Events {
             is_poisoned: false,
             is_stopped: false,
             is_full_new: false,
+            failures: Rarely::default(),
         };
         Arc::pin_init(
             try_pin_init!(Self {
@@ -116,10 +126,10 @@ impl Events {
                 "ploop{}: no space for the image: writes that need some wait for it\n",
                 self.device
             );
-            self.notifier.event(c"PLOOP_SPACE=full");
+            self.notifier.event([c"PLOOP_SPACE=full"]);
         } else {
             pr_notice!("ploop{}: there is space for the image again\n", self.device);
-            self.notifier.event(c"PLOOP_SPACE=ok");
+            self.notifier.event([c"PLOOP_SPACE=ok"]);
         }
     }
 
@@ -140,9 +150,27 @@ impl Events {
                 self.device,
                 bytes >> 20
             );
-            self.notifier.event(c"PLOOP_SPACE=low");
+            self.notifier.event([c"PLOOP_SPACE=low"]);
         } else {
-            self.notifier.event(c"PLOOP_SPACE=ok");
+            self.notifier.event([c"PLOOP_SPACE=ok"]);
+        }
+    }
+
+    /// A request failed, because of its image or for want of space. That is told rarely, as many may.
+    pub(super) fn failed(&self, op: Op, error: Error) {
+        if !self.state.lock().failures.is_due(sys::uptime_ms()) {
+            return;
+        }
+        let what = match op {
+            Op::Read => c"PLOOP_ERROR=read",
+            Op::Write => c"PLOOP_ERROR=write",
+            Op::Flush => c"PLOOP_ERROR=flush",
+            Op::Discard | Op::WriteZeroes => c"PLOOP_ERROR=discard",
+            Op::Other => return,
+        };
+        // Without memory the event is all that is lost.
+        if let Ok(errno) = result_variable(Err(error)) {
+            self.notifier.event([what, &errno]);
         }
     }
 
@@ -150,7 +178,7 @@ impl Events {
     pub(super) fn poisoned(&self) {
         self.state.lock().is_poisoned = true;
         self.changed.notify_all();
-        self.notifier.event(c"PLOOP_POISONED=1");
+        self.notifier.event([c"PLOOP_POISONED=1"]);
     }
 
     /// The image was replaced by one that takes writes.

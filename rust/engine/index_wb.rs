@@ -60,6 +60,16 @@ impl<D: Disk> Engine<D> {
         // Its data is written: it does not use the place any more.
         rq.leave();
         self.slow.lock().commit_waiters.push_back(rq);
+        self.commit_at_once();
+    }
+
+    /// Whether requests wait for a commit.
+    pub(super) fn has_commit_waiters(&self) -> bool {
+        !self.slow.lock().commit_waiters.is_empty()
+    }
+
+    /// Sees to it that a commit begins.
+    pub(super) fn commit_at_once(self: &Arc<Self>) {
         Work::queue(self.clone(), |e| &e.commit_now, &self.workers, 0);
     }
 
@@ -75,6 +85,10 @@ impl<D: Disk> Engine<D> {
 
     /// The work item: a commit for all who wait now.
     pub(super) fn run_commit(self: Arc<Self>) {
+        self.work(Self::has_commit_waiters, Self::commit_for_all);
+    }
+
+    fn commit_for_all(self: &Arc<Self>) {
         let waiters = {
             let mut slow = self.slow.lock();
             if slow.commit_waiters.is_empty() && slow.dirty.is_clean() {
@@ -105,8 +119,14 @@ impl<D: Disk> Engine<D> {
     ///
     /// Waits for the end of a snapshot that made this top (ordering rule 7).
     pub(crate) fn commit(&self) -> Result {
-        let _gate = self.gate.lock();
+        self.pass_gate();
         self.commit_here()
+    }
+
+    /// Waits until the top of the engine before is finished. The gate is closed before anybody can
+    /// see its engine, and opened once, so nobody has to hold it.
+    pub(super) fn pass_gate(&self) {
+        drop(self.gate.lock());
     }
 
     /// Whether commits drop entries of a merge's source: a lower delta is left as it is.
@@ -125,12 +145,10 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Copies the last dirty index pages, for [`Self::commit_copied`]. Nothing is published from
-    /// here on; if there are too many, they are committed right away.
+    /// here on, and [`Self::try_rest`] has seen to it that they are few enough.
     pub(super) fn copy_last(&self) -> Result<usize> {
-        if self.slow.lock().dirty.nr_dirty() > ploop_pure::index::BATCH_MAX {
-            self.commit_here()?;
-        }
-        let mut copies = self.commit.lock();
+        // No commit runs; it must not be waited for.
+        let mut copies = self.commit.try_lock().ok_or(EBUSY)?;
         self.slow.lock().alloc.commit_begins();
         match self.copy_batch(0, &mut copies)? {
             Event::Copied { nr, .. } => Ok(nr),

@@ -67,12 +67,14 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Takes the slot that the destination of a merge has had all the time. Nobody can read it
-    /// while the source hides it, so it may be made zero first, as fresh slots are.
+    /// while the source hides it, so it may be made zero first, as fresh slots are; but not before
+    /// what hides it is durable.
     fn reuse_hidden(
         self: &Arc<Self>,
         mut rq: Request<D>,
         at: ImageCluster,
     ) -> Option<(Request<D>, Event)> {
+        self.pass_gate();
         match self.zero_slot(at) {
             Ok(()) => Some((rq, Event::Slot(at))),
             Err(e) => {
@@ -91,8 +93,7 @@ impl<D: Disk> Engine<D> {
         let start = size.offset(at);
         let top = self.chain.top().ok_or(EIO)?;
         // The last cluster of a raw file may be a part.
-        let len = top.io().len()?;
-        let end = (start + size.bytes()).min(len);
+        let end = (start + size.bytes()).min(top.io().len()?);
         if start >= end {
             return Ok(());
         }
@@ -105,11 +106,11 @@ impl<D: Disk> Engine<D> {
             other => return other,
         }
         top.zero_range(start..end)?;
-        // Whole pages were written.
-        if end == len {
-            return top.io().cut(len);
+        match end < start + size.bytes() {
+            // Whole pages were written. The file is raw, so nobody makes it longer meanwhile.
+            true => top.io().cut(end),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Lets a request, whose phase says how it goes on, wait until there may be space. It comes
@@ -140,15 +141,27 @@ impl<D: Disk> Engine<D> {
     /// The work item for when there was no space: says so if there is some again, which it is when
     /// nobody has had to wait since all who did were woken.
     pub(super) fn run_look_again(self: Arc<Self>) {
-        if self.slow.lock().parked.is_empty() {
-            self.shared.events.set_full(false);
-        }
-        self.run_make_space();
+        self.work(Self::has_space_waiters, |this| {
+            if this.slow.lock().parked.is_empty() {
+                this.shared.events.set_full(false);
+            }
+            this.make_space();
+        });
+    }
+
+    /// Whether requests wait for space.
+    fn has_space_waiters(&self) -> bool {
+        let slow = self.slow.lock();
+        !slow.space_waiters.is_empty() || !slow.parked.is_empty()
     }
 
     /// The work item: cleans some of what came back, grows the file, and lets those who wait try
     /// again. Without space they go on waiting, and it is tried again before long.
     pub(super) fn run_make_space(self: Arc<Self>) {
+        self.work(Self::has_space_waiters, Self::make_space);
+    }
+
+    fn make_space(self: &Arc<Self>) {
         let made = match self.is_poisoned() {
             true => Err(EIO),
             false => noio(|| self.make_space_now()),
@@ -182,11 +195,7 @@ impl<D: Disk> Engine<D> {
             }
             // There is some before long.
             Err(e) if e == ENOMEM && may_wait => {
-                let is_waited_for = {
-                    let slow = self.slow.lock();
-                    !slow.space_waiters.is_empty() || !slow.parked.is_empty()
-                };
-                if is_waited_for {
+                if self.has_space_waiters() {
                     self.make_space_later();
                 }
             }

@@ -13,6 +13,8 @@ use ploop_pure::units::ImageCluster;
 pub(crate) struct Stats {
     /// Requests taken.
     pub(crate) requests: Atomic<u64>,
+    /// Of these, those carried out without a worker.
+    pub(crate) inline: Atomic<u64>,
     /// Slots taken by writes to holes.
     pub(crate) allocated: Atomic<u64>,
     /// Clusters copied by sharing blocks.
@@ -23,6 +25,8 @@ pub(crate) struct Stats {
     pub(crate) commits: Atomic<u64>,
     /// Index pages written.
     pub(crate) index_pages: Atomic<u64>,
+    /// Requests that failed.
+    pub(crate) errors: Atomic<u64>,
 }
 
 /// What all engines of a running device have in common.
@@ -44,11 +48,13 @@ impl Shared {
         Self {
             stats: Stats {
                 requests: Atomic::new(0),
+                inline: Atomic::new(0),
                 allocated: Atomic::new(0),
                 cloned: Atomic::new(0),
                 discarded: Atomic::new(0),
                 commits: Atomic::new(0),
                 index_pages: Atomic::new(0),
+                errors: Atomic::new(0),
             },
             epoch,
             fails_when_full: Atomic::new(false),
@@ -78,6 +84,14 @@ impl Shared {
 #[must_use]
 pub(crate) struct Unfinished(usize);
 
+/// Slots at the end of a file that nobody gets any more.
+#[must_use]
+pub(crate) struct FreeEnd {
+    head: u32,
+    limit: u32,
+    end: u32,
+}
+
 /// Looks for a longer file before that is given up.
 const REACH_MAX: u32 = 100;
 
@@ -96,9 +110,9 @@ impl<D: Disk> Engine<D> {
         core::mem::swap(&mut slow.dirty, &mut parts.dirty);
     }
 
-    /// Ends this engine's part in requests: nothing is published any more. With the queue frozen.
+    /// Ends this engine's part in requests: nothing is published any more. With the queue frozen, at
+    /// rest.
     pub(crate) fn retire(&self) -> Result<Unfinished> {
-        self.quiet();
         if self.is_poisoned() {
             return Err(EIO);
         }
@@ -112,9 +126,8 @@ impl<D: Disk> Engine<D> {
 
     /// Gives what is known of the top's file, which stays the same, to `new`; on failure this
     /// engine keeps it. EIO if the file takes no more writes: `new` would not know. With the queue
-    /// frozen.
+    /// frozen, at rest.
     pub(crate) fn hand_over(&self, new: &Self) -> Result {
-        self.quiet();
         if self.is_poisoned() {
             return Err(EIO);
         }
@@ -145,13 +158,9 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Keeps slots below `floor`, which are going to be a part of the index, from being handed out
-    /// or cleaned.
-    pub(crate) fn reserve_slots(self: &Arc<Self>, floor: ImageCluster) {
+    /// or cleaned: at rest, as nobody may be cleaning some of them now. Fewer than before at any time.
+    pub(crate) fn reserve_slots(&self, floor: ImageCluster) {
         self.slow.lock().alloc.set_floor(floor);
-        // Who is cleaning some of them now must be done with that.
-        self.make_space.cancel_sync();
-        self.make_space_later.cancel_sync();
-        self.begin();
     }
 
     /// Makes the file reach up to `floor` at least.
@@ -176,29 +185,32 @@ impl<D: Disk> Engine<D> {
         self.commit_here()
     }
 
-    /// Gives free slots at the end of the top's file back and cuts it. Returns the length before
-    /// and after, in bytes. With the queue frozen; all releases are durable.
-    pub(crate) fn cut_now(self: &Arc<Self>) -> Result<(u64, u64)> {
-        self.quiet();
+    /// Gives free slots at the end of the top's file back. With the queue frozen, at rest; all releases
+    /// are durable.
+    pub(crate) fn give_end_back(&self) -> Result<FreeEnd> {
         if self.is_poisoned() {
             return Err(EIO);
         }
-        let top = self.chain.top().ok_or(EIO)?;
-        let (head, limit, end) = {
-            let mut slow = self.slow.lock();
-            let alloc = &mut slow.alloc;
-            (alloc.head(), alloc.limit(), alloc.cut())
-        };
-        let after = self.chain.cluster().offset(ImageCluster(end));
-        let cut = self.check_length(head).and_then(|()| {
+        let mut slow = self.slow.lock();
+        let alloc = &mut slow.alloc;
+        let (head, limit) = (alloc.head(), alloc.limit());
+        let end = alloc.cut();
+        Ok(FreeEnd { head, limit, end })
+    }
+
+    /// Cuts the file by that; returns its length before and after, in bytes. At rest: who wants more
+    /// slots waits.
+    pub(crate) fn cut_end(&self, free: FreeEnd) -> Result<(u64, u64)> {
+        let after = self.chain.cluster().offset(ImageCluster(free.end));
+        let cut = self.check_length(free.head).and_then(|()| {
+            let top = self.chain.top().ok_or(EIO)?;
             let before = top.io().len()?;
             top.io().cut(after)?;
             Ok((before, after))
         });
         if cut.is_err() {
-            self.slow.lock().alloc.uncut(head, limit);
+            self.slow.lock().alloc.uncut(free.head, free.limit);
         }
-        self.begin();
         cut
     }
 
@@ -228,11 +240,6 @@ impl<D: Disk> Engine<D> {
     /// One past the last slot that was handed out.
     pub(crate) fn head(&self) -> u32 {
         self.slow.lock().alloc.head()
-    }
-
-    /// Cuts the file of a retired engine's top, all of which is durable.
-    pub(crate) fn close_retired(&self) -> Result<Closed> {
-        self.cut_top()
     }
 
     /// An error of another engine's file makes this one refuse writes.

@@ -322,7 +322,7 @@ impl Tracks {
         let mut points = self.points.lock();
         let mut new = KVec::with_capacity(points.len(), GFP_KERNEL)?;
         for old in points.iter() {
-            let log = old.bitmap.grid.granularity().ilog2();
+            let log = old.bitmap.grid.granularity().trailing_zeros();
             let point = Point {
                 id: old.id,
                 bitmap: Bitmap::new(Grid::new(log, bytes))?,
@@ -344,7 +344,7 @@ impl Tracks {
         let mut new = KVec::with_capacity(stored.len(), GFP_KERNEL)?;
         for old in stored {
             let granularity = u64::from(old.granularity) * SECTOR_BYTES;
-            let bitmap = Bitmap::new(Grid::new(granularity.ilog2(), bytes))?;
+            let bitmap = Bitmap::new(Grid::new(granularity.trailing_zeros(), bytes))?;
             for (idx, ones) in old.words.iter().enumerate() {
                 bitmap.set(idx, *ones);
             }

@@ -181,6 +181,10 @@ impl<D: Disk> Engine<D> {
                 self.poison(error);
             }
         }
+        self.shared.stats.errors.add(1, Relaxed);
+        if !self.is_poisoned() {
+            self.shared.events.failed(rq.op(), error);
+        }
         rq.end(Err(error));
     }
 

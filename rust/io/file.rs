@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The `file` engine: control blocks on a file of any file system, directly where it can.
 
+use super::bdev::{Bdev, DiskShape};
 use crate::sys::{
+    self,
     file::{Access, Align, File, Kind, Mode},
     prelude::*,
 };
@@ -17,6 +19,8 @@ const ALIGN_MIN: Align = Align {
 
 /// An image in a file or on a block device.
 pub(crate) struct FileIo {
+    /// The way past the file system, where there may be one. Dropped before the file.
+    bdev: Option<Pin<KBox<Bdev>>>,
     file: File,
     align: Align,
 }
@@ -42,17 +46,47 @@ impl FileIo {
                         offset: align.offset.max(ALIGN_MIN.offset),
                         memory: align.memory.max(ALIGN_MIN.memory),
                     };
-                    return Ok(Self { file, align });
+                    return Self::new(file, align);
                 }
                 // The file system cannot.
                 Err(e) if e == EINVAL => {}
                 Err(e) => return Err(e),
             }
         }
-        Ok(Self {
-            file: user.reopen(access, Mode::Buffered)?,
-            align: ALIGN_MIN,
-        })
+        Self::new(user.reopen(access, Mode::Buffered)?, ALIGN_MIN)
+    }
+
+    fn new(file: File, align: Align) -> Result<Self> {
+        let may_be = file.mode() == Mode::Direct && file.has_blocks() && sys::wants_bdev();
+        let bdev = may_be.then(Bdev::new).transpose()?;
+        Ok(Self { bdev, file, align })
+    }
+
+    /// The way past the file system, where there may be one.
+    pub(super) fn bdev(&self) -> Option<&Bdev> {
+        self.bdev.as_deref()
+    }
+
+    /// Learns where the blocks of `range` are, for [`Bdev::submit`], if that may be.
+    pub(super) fn learn(&self, range: &Range<u64>, disk: DiskShape) {
+        if let Some(bdev) = self.bdev() {
+            bdev.learn(&self.file, range, disk);
+        }
+    }
+
+    /// Gives the way past the file system up, for good.
+    pub(super) fn release(&self) {
+        if let Some(bdev) = self.bdev() {
+            bdev.release();
+        }
+    }
+
+    /// Calls `f`, which may change where the blocks of `range` are or what counts of them.
+    pub(super) fn change(&self, range: Range<u64>, f: impl FnOnce(&File) -> Result) -> Result {
+        match self.bdev() {
+            Some(bdev) => bdev.change(&range, || f(&self.file)),
+            None => f(&self.file),
+        }
     }
 
     /// The open file.

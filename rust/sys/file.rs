@@ -6,6 +6,7 @@ use super::{bindings, pages::PageBuf, FILES};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
     error::{from_err_ptr, to_result},
+    pr_warn_once,
     prelude::*,
 };
 
@@ -192,6 +193,16 @@ impl File {
         })
     }
 
+    /// Drops what the page cache has of a range that was written past it.
+    pub(crate) fn uncache(&self, range: &Range<u64>) {
+        let len = range.end.saturating_sub(range.start);
+        // SAFETY: A live file by the invariant.
+        let ret = unsafe { bindings::ploop_file_uncache(self.raw.as_ptr(), range.start, len) };
+        if ret != 0 {
+            pr_warn_once!("an image in use looks old to who reads it through the page cache\n");
+        }
+    }
+
     /// Makes everything written so far durable, and the length with it.
     pub(crate) fn sync(&self) -> Result {
         // SAFETY: A live file by the invariant.
@@ -242,9 +253,7 @@ impl File {
     pub(crate) fn truncate(&self, len: u64) -> Result {
         let len = i64::try_from(len).map_err(|_| EFBIG)?;
         // SAFETY: A live file by the invariant.
-        to_result(unsafe {
-            bindings::vfs_truncate(&(*self.raw.as_ptr()).__bindgen_anon_1.f_path, len)
-        })
+        to_result(unsafe { bindings::ploop_file_truncate(self.raw.as_ptr(), len) })
     }
 
     /// Locks byte `at` shared, as `F_OFD_SETLK` does, until this file is dropped.
@@ -339,6 +348,11 @@ impl File {
         // SAFETY: A live file by the invariant.
         unsafe { bindings::ploop_get_file(self.raw.as_ptr()) };
         self.raw.as_ptr()
+    }
+
+    /// The file, for who lives no longer or takes a reference of his own.
+    pub(super) fn as_ptr(&self) -> NonNull<bindings::file> {
+        self.raw
     }
 
     /// Starts an I/O and returns what the file system returned.

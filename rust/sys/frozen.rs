@@ -30,7 +30,7 @@ pub(crate) struct QueueFrozen<'a> {
 
 impl<'a> QueueFrozen<'a> {
     /// Only for [`DiskRef::frozen`](super::gen_disk::DiskRef::frozen), which froze the queue and
-    /// flushed the handlers.
+    /// waited for the handlers.
     pub(super) fn new<D>(driver: &'a D) -> Self {
         Self {
             driver: range_of(driver),

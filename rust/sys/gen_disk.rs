@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Disks: `struct gendisk`, its limits, capacity, openers and ioctls.
 
-use super::{
-    bindings, compat,
-    frozen::QueueFrozen,
-    mq::{Driver, TagSet},
-    Table, DISKS,
-};
+use super::{bindings, compat, frozen::QueueFrozen, mq::Driver, Table, DISKS};
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 use kernel::{
     error::{from_err_ptr, to_result},
     fmt,
     prelude::*,
     static_lock_class,
-    str::NullTerminatedFormatter,
+    str::{CString, NullTerminatedFormatter},
     sync::Arc,
 };
 
@@ -29,8 +24,6 @@ pub(crate) struct Call {
 
 /// A driver whose disks take ioctls.
 pub(crate) trait BlockDevice: Driver {
-    /// The tag set of the disk, a part of the driver.
-    fn tags(&self) -> &TagSet<Self>;
     /// Answers an ioctl; runs in the caller's process and may sleep.
     fn ioctl(&self, disk: DiskRef<'_, Self>, call: Call) -> Result<c_int>;
     /// Nobody has the disk or a partition open any more. Its open lock is held.
@@ -92,7 +85,10 @@ impl Limits {
             max_hw_wzeroes_unmap_sectors: discard_sectors,
             max_user_wzeroes_unmap_sectors: c_uint::MAX,
             dma_alignment: self.memory_align.saturating_sub(1),
-            features: bindings::BLK_FEAT_WRITE_CACHE | bindings::BLK_FEAT_FUA,
+            features: bindings::BLK_FEAT_WRITE_CACHE
+                | bindings::BLK_FEAT_FUA
+                | bindings::BLK_FEAT_IO_STAT
+                | bindings::BLK_FEAT_NOWAIT,
             ..pin_init::zeroed()
         }
     }
@@ -140,6 +136,8 @@ impl<D: BlockDevice> GenDisk<D> {
             )
         });
         let added = disk.and_then(|disk| {
+            // SAFETY: A new disk, whose queue nobody uses yet.
+            unsafe { bindings::ploop_queue_lock_classes((*disk).queue) };
             Self::fill(disk, data, numbers).inspect_err(|_| {
                 // SAFETY: Never added, so this frees it without calling `free_disk`.
                 unsafe { bindings::put_disk(disk) };
@@ -276,8 +274,8 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
     }
 
     /// Calls `f` while no request is in flight, none enters, and no request handler runs. What
-    /// `f` allocates never starts I/O. `None`, and requests go on, if `give_up` says so, which is
-    /// asked now and then while requests in flight are waited for.
+    /// `f` allocates never starts I/O, and it must not wait for any. `None`, and requests go on, if
+    /// `give_up` says so, which is asked now and then while requests in flight are waited for.
     pub(crate) fn frozen<R>(
         self,
         give_up: impl Fn() -> bool,
@@ -296,7 +294,7 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
             }
         }
         // A handler may still be on its way out after ending its request.
-        self.driver().workers().flush();
+        self.driver().tags().wait_for_handlers();
         let r = f(&QueueFrozen::new(self.driver()));
         // SAFETY: Frozen above.
         unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
@@ -321,6 +319,12 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
     }
 }
 
+/// A variable of an event that tells how something ended: 0, or the number of an error. ENOMEM.
+pub(crate) fn result_variable(result: Result) -> Result<CString> {
+    let errno = result.err().map_or(0, Error::to_errno).unsigned_abs();
+    CString::try_from_fmt(fmt!("PLOOP_ERRNO={errno}"))
+}
+
 /// A reference to a disk that only knows to tell userspace of events.
 ///
 /// # Invariants
@@ -334,12 +338,16 @@ unsafe impl Send for Notifier {}
 unsafe impl Sync for Notifier {}
 
 impl Notifier {
-    /// Sends a change event with `variable`, as NAME=VALUE. May sleep.
-    pub(crate) fn event(&self, variable: &CStr) {
-        // SAFETY: A live disk by the invariant; the string is only read.
-        unsafe {
-            bindings::ploop_disk_event(self.0.as_ptr(), variable.as_char_ptr().cast_mut());
+    /// Sends a change event with one or two variables, each NAME=VALUE. May sleep.
+    pub(crate) fn event<const N: usize>(&self, variables: [&CStr; N]) {
+        const { assert!(N <= 2) };
+        let mut env = [ptr::null_mut(); 3];
+        for (to, variable) in env.iter_mut().zip(variables) {
+            *to = variable.as_char_ptr().cast_mut();
         }
+        // SAFETY: A live disk by the invariant; the strings are only read, and a null pointer
+        // ends their list.
+        unsafe { bindings::ploop_disk_event(self.0.as_ptr(), env.as_mut_ptr()) };
     }
 }
 

@@ -10,8 +10,10 @@
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task_stack.h>
 #include <linux/srcu.h>
 #include <linux/statfs.h>
 #include "helpers.h"
@@ -35,6 +37,10 @@ static unsigned int map_limit_mb;
 module_param(map_limit_mb, uint, 0644);
 MODULE_PARM_DESC(map_limit_mb, "Most memory for the maps of one device in MiB; 0: 1/16 of RAM");
 
+static bool bdev;
+module_param(bdev, bool, 0644);
+MODULE_PARM_DESC(bdev, "Send I/O straight to the device below an image's file system where that is safe");
+
 static bool compat_proc;
 module_param(compat_proc, bool, 0444);
 MODULE_PARM_DESC(compat_proc, "Make /proc/vz/ploop_minor for libploop (systemd may then take this host for a container)");
@@ -44,6 +50,11 @@ MODULE_ALIAS_BLOCKDEV_MAJOR(182);
 unsigned int ploop_map_limit_mb(void)
 {
 	return READ_ONCE(map_limit_mb);
+}
+
+bool ploop_wants_bdev(void)
+{
+	return READ_ONCE(bdev);
 }
 
 bool ploop_compat_proc(void)
@@ -186,6 +197,246 @@ struct inode *ploop_file_host(struct file *file)
 bool ploop_file_is_rdonly_fs(struct file *file)
 {
 	return sb_rdonly(file_inode(file)->i_sb);
+}
+
+int ploop_file_truncate(struct file *file, loff_t len)
+{
+	struct dentry *dentry = file->f_path.dentry;
+	struct iattr attr = {
+		.ia_valid = ATTR_SIZE | ATTR_FILE,
+		.ia_size = len,
+		.ia_file = file,
+	};
+	int ret;
+
+	if (!S_ISREG(d_inode(dentry)->i_mode))
+		return -EINVAL;
+	if (IS_APPEND(d_inode(dentry)))
+		return -EPERM;
+	/*
+	 * As ftruncate(). Not vfs_truncate(): that asks for write access, which we may have denied to
+	 * all others.
+	 */
+	sb_start_write(file_inode(file)->i_sb);
+	ret = inode_lock_killable(d_inode(dentry));
+	if (!ret) {
+		ret = notify_change(file_mnt_idmap(file), dentry, &attr, NULL);
+		inode_unlock(d_inode(dentry));
+	}
+	sb_end_write(file_inode(file)->i_sb);
+	return ret;
+}
+
+/* What keeps bios from a file's blocks. Verity can be enabled while writers are denied. */
+#define PLOOP_NOT_STRAIGHT (S_DAX | S_ENCRYPTED | S_VERITY | S_SWAPFILE)
+
+/*
+ * The device that has the file's blocks, if bios may go there: on a file system that changes where
+ * the blocks of a file are only for who has the file open for writing. That is ext4. Other blocks
+ * than of 4 KiB are not worth it: smaller ones would have to be looked up one by one, and of larger
+ * ones the page cache would write back what is around the zeros of a punched part.
+ */
+struct block_device *ploop_file_bdev(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+	struct super_block *sb = inode->i_sb;
+
+	if (!S_ISREG(inode->i_mode) || !sb->s_bdev || strcmp(sb->s_type->name, "ext4"))
+		return NULL;
+	if ((inode->i_flags & PLOOP_NOT_STRAIGHT) || inode->i_blkbits != 12)
+		return NULL;
+	/* It would see memory change that it has a checksum of. */
+	if (bdev_stable_writes(sb->s_bdev))
+		return NULL;
+	return sb->s_bdev;
+}
+
+/*
+ * From here on nobody can open the file for writing, as if it was being executed. Our own write
+ * access is exchanged for that at once, if nobody else has any; open(2) for writing, truncate(2),
+ * and all that needs a file open for writing, fail with ETXTBSY.
+ */
+int ploop_file_deny_writers(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+	int ret;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		ret = deny_write_access(file);
+	else
+		ret = atomic_cmpxchg(&inode->i_writecount, 1, -1) == 1 ? 0 : -ETXTBSY;
+	if (ret)
+		return ret;
+	/* What somebody wrote to the page cache before. */
+	ret = filemap_write_and_wait_range(file->f_mapping, 0, LLONG_MAX);
+	if (ret)
+		ploop_file_allow_writers(file);
+	return ret;
+}
+
+void ploop_file_allow_writers(struct file *file)
+{
+	if (file->f_mode & FMODE_WRITE)
+		atomic_add(2, &file_inode(file)->i_writecount);
+	else
+		allow_write_access(file);
+}
+
+/*
+ * The device's sector of a block of the file; 0 if it is not there, or if it was not written yet. Of
+ * a file of ploop_file_bdev().
+ */
+int ploop_file_bmap(struct file *file, u64 pos, u64 *sector)
+{
+	struct inode *inode = file_inode(file);
+	sector_t block = pos >> inode->i_blkbits;
+	int ret = bmap(inode, &block);
+
+	*sector = block << (inode->i_blkbits - SECTOR_SHIFT);
+	return ret;
+}
+
+/* Whether the page cache has a part of what is on these bytes. */
+bool ploop_file_is_cached(struct file *file, u64 pos, u64 len)
+{
+	struct address_space *mapping = file->f_mapping;
+
+	return READ_ONCE(mapping->nrpages) && filemap_range_has_page(mapping, pos, pos + len - 1);
+}
+
+/* How its file system treats the file's data: it changes when the data begins to be journalled. */
+const void *ploop_file_treatment(struct file *file)
+{
+	return READ_ONCE(file->f_mapping->a_ops);
+}
+
+/*
+ * Whether bios may be sent to these blocks, which are where they were looked up. A write then holds
+ * off a freeze of the file system until ploop_file_end_write().
+ */
+bool ploop_file_begin_bios(struct file *file, const void *treatment, u64 pos, u64 len, bool is_write)
+{
+	struct address_space *mapping = file->f_mapping;
+	struct inode *inode = file_inode(file);
+	struct super_block *sb = inode->i_sb;
+
+	if (ploop_file_treatment(file) != treatment || (inode->i_flags & PLOOP_NOT_STRAIGHT))
+		return false;
+	/* What a write through the file has left in the page cache. */
+	if (mapping_tagged(mapping, PAGECACHE_TAG_DIRTY) ||
+	    mapping_tagged(mapping, PAGECACHE_TAG_WRITEBACK))
+		return false;
+	if (!is_write)
+		return true;
+	if (sb_rdonly(sb) || ploop_file_is_cached(file, pos, len))
+		return false;
+	if (!sb_start_write_trylock(sb))
+		return false;
+	/* Ended by another context. */
+	__sb_writers_release(sb, SB_FREEZE_WRITE);
+	return true;
+}
+
+int ploop_file_uncache(struct file *file, u64 pos, u64 len)
+{
+	return invalidate_inode_pages2_range(file->f_mapping, pos >> PAGE_SHIFT,
+					     (pos + len - 1) >> PAGE_SHIFT);
+}
+
+/* The file's blocks were written behind the back of its file system. */
+void ploop_file_was_written(struct file *file)
+{
+	/* It is only a time. */
+	(void)file_update_time(file);
+}
+
+void ploop_file_end_write(struct file *file)
+{
+	struct super_block *sb = file_inode(file)->i_sb;
+
+	__sb_writers_acquired(sb, SB_FREEZE_WRITE);
+	sb_end_write(sb);
+}
+
+bool ploop_in_task(void)
+{
+	return in_task();
+}
+
+/*
+ * Whether half of the stack is left: disks on disks on disks submit bios one inside of the other.
+ */
+bool ploop_has_stack(void)
+{
+	unsigned long left = current_stack_pointer - (unsigned long)end_of_stack(current);
+
+	return left > THREAD_SIZE / 2;
+}
+
+/*
+ * Whether a request of another queue than q waits in the caller's plug, which may be the one that is
+ * being flushed: its tag comes free only after we have returned, and we may have to wait for one of
+ * that queue. All of what is cached in a plug is of one queue; so is what waits, but for
+ * multiple_queues.
+ */
+bool ploop_plug_has_others(struct request_queue *q)
+{
+	struct blk_plug *plug = current->plug;
+	struct request *rq;
+
+	if (!plug)
+		return false;
+	rq = rq_list_peek(&plug->mq_list);
+	if (rq && (plug->multiple_queues || rq->q != q))
+		return true;
+	rq = rq_list_peek(&plug->cached_rqs);
+	return rq && rq->q != q;
+}
+
+/*
+ * Submits a list of bios, which are then on their way. Not by way of the caller's plug, which may be
+ * the one whose requests are being issued right now; nor of its list of bios: who is in
+ * submit_bio() may run requests of others while it waits for a tag, which may be one of theirs.
+ */
+void ploop_submit_bios(struct bio *bio)
+{
+	struct bio_list *list = current->bio_list;
+	struct blk_plug *plug = current->plug;
+
+	current->bio_list = NULL;
+	/* Else the scheduler looks for the time that the plug keeps. */
+	blk_plug_invalidate_ts();
+	current->plug = NULL;
+	while (bio) {
+		struct bio *next = bio->bi_next;
+
+		bio->bi_next = NULL;
+		if ((bio->bi_opf & REQ_NOWAIT) && !bdev_nowait(bio->bi_bdev))
+			bio->bi_opf &= ~REQ_NOWAIT;
+		submit_bio_noacct(bio);
+		bio = next;
+	}
+	current->plug = plug;
+	current->bio_list = list;
+}
+
+/*
+ * Lock classes of our own. From queue_rq bios enter the queue below, so a lock of ours that is held
+ * around a wait for queue_rq comes before those of that queue; in one class with them, it would seem
+ * to be the other way round too.
+ */
+void ploop_queue_lock_classes(struct request_queue *q)
+{
+	static struct lock_class_key elevator_key;
+
+	lockdep_set_class(&q->elevator_lock, &elevator_key);
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+	{
+		static struct lock_class_key srcu_key;
+
+		lockdep_init_map(&q->tag_set->srcu->dep_map, "ploop set->srcu", &srcu_key, 0);
+	}
+#endif
 }
 
 void ploop_get_file(struct file *file)
@@ -407,11 +658,9 @@ bool ploop_rq_is_zero(struct request *rq)
 	return true;
 }
 
-void ploop_disk_event(struct gendisk *disk, char *env)
+void ploop_disk_event(struct gendisk *disk, char **env)
 {
-	char *envp[] = { env, NULL };
-
-	kobject_uevent_env(&disk_to_dev(disk)->kobj, KOBJ_CHANGE, envp);
+	kobject_uevent_env(&disk_to_dev(disk)->kobj, KOBJ_CHANGE, env);
 }
 
 void ploop_get_disk(struct gendisk *disk)
@@ -449,9 +698,12 @@ void ploop_trace_space(u32 device, u32 clusters, int result)
 	trace_ploop_space(device, clusters, result);
 }
 
-void ploop_init_delayed_work(struct delayed_work *work, work_func_t fn)
+/* INIT_DELAYED_WORK() with a key of the caller's. */
+void ploop_init_delayed_work(struct delayed_work *work, work_func_t fn,
+			     struct lock_class_key *key)
 {
-	INIT_DELAYED_WORK(work, fn);
+	__INIT_WORK_KEY(&work->work, fn, 0, key);
+	timer_setup(&work->timer, delayed_work_timer_fn, TIMER_IRQSAFE);
 }
 
 unsigned long ploop_msecs_to_jiffies(unsigned int ms)

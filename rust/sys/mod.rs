@@ -13,6 +13,8 @@
 //! * Every table of C callbacks names this module as its owner.
 #![allow(unsafe_code)]
 
+mod bios;
+pub(crate) mod blocks;
 mod compat;
 pub(crate) mod epoch;
 pub(crate) mod file;
@@ -37,10 +39,11 @@ pub(crate) mod prelude {
         error::code::*,
         fmt, new_condvar, new_mutex, new_spinlock, pr_warn_once,
         prelude::*,
+        static_lock_class,
         str::CString,
         sync::{
             atomic::{Acquire, Atomic, Full, Relaxed, Release},
-            Arc, CondVar, Mutex, SpinLock,
+            Arc, CondVar, Mutex, SetOnce, SpinLock,
         },
         uaccess::{UserPtr, UserSlice},
     };
@@ -190,4 +193,10 @@ pub(crate) fn ram_bytes() -> u64 {
 pub(crate) fn map_limit_mb() -> u32 {
     // SAFETY: No preconditions.
     unsafe { bindings::ploop_map_limit_mb() }
+}
+
+/// The module parameter `bdev`: whether I/O may go past a file system where that can be done.
+pub(crate) fn wants_bdev() -> bool {
+    // SAFETY: No preconditions.
+    unsafe { bindings::ploop_wants_bdev() }
 }

@@ -6,18 +6,27 @@
 //! 1. idle: blk-mq's; its [`Pdu`] is initialised.
 //! 2. [`Request`]: ours, from `queue_rq` on. May be moved to a handler ([`Request::enqueue`]), into a
 //!    [`RequestList`], or to 3.
-//! 3. in I/O ([`Request::submit`]): the file system's; comes back through [`Driver::io_done`].
+//! 3. in I/O ([`Request::submit`], [`Inside::submit`](super::blocks::Inside::submit)): the file
+//!    system's or a device's; comes back through [`Driver::io_done`].
 //! 4. ended: blk-mq's again. Dropping a `Request` ends it with an error.
 
 use super::{
-    bindings, compat,
+    bindings,
+    blocks::Blocks,
+    compat,
     epoch::Epoch,
     file::{self, File},
     frozen::Handler,
     segments::Segments,
     work::Workqueue,
 };
-use core::{cell::UnsafeCell, marker::PhantomData, mem, ptr, ptr::NonNull};
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    mem::{self, MaybeUninit},
+    ptr,
+    ptr::NonNull,
+};
 use kernel::{
     alloc::flags,
     error::to_result,
@@ -59,12 +68,14 @@ pub(crate) trait Driver: Sized + Send + core::marker::Sync + 'static {
     type Pdu: Send;
     /// The private data of an idle request.
     fn new_pdu() -> Self::Pdu;
+    /// The tag set of the disk, a part of the driver.
+    fn tags(&self) -> &TagSet<Self>;
     /// The queue on which handlers run.
     fn workers(&self) -> &Workqueue;
     /// What [`Request::enter`] enters; a part of the driver.
     fn epoch(&self) -> &Epoch;
-    /// Takes over a new request; must not sleep.
-    fn queue_rq(rq: Request<Self>);
+    /// Takes over a new request; may sleep, but not wait for another request.
+    fn queue_rq(&self, rq: Request<Self>, handler: &Handler<'_>);
     /// Handles a request passed to [`Request::enqueue`]; may sleep.
     fn run(&self, rq: Request<Self>, handler: &Handler<'_>);
     /// Gets a request back from I/O, with the bytes moved; any context, must not sleep.
@@ -82,20 +93,25 @@ const OUTSIDE: i32 = -1;
 
 /// What follows each `struct request` of our tag sets.
 #[repr(C)]
-struct Pdu<D: Driver> {
+pub(super) struct Pdu<D: Driver> {
     work: Opaque<bindings::work_struct>,
     /// The next of a [`RequestList`].
     next: UnsafeCell<*mut bindings::request>,
     /// The result that `complete` ends the request with.
-    status: UnsafeCell<bindings::blk_status_t>,
+    pub(super) status: UnsafeCell<bindings::blk_status_t>,
     /// What [`Epoch::enter`] returned; [`OUTSIDE`] if the request is not inside.
     epoch: UnsafeCell<i32>,
     iocb: UnsafeCell<bindings::kiocb>,
-    /// References to the I/O in flight: the submitter's and the completion's.
-    io_refs: Atomic<i32>,
+    /// References to the I/O in flight: the submitter's and the completion's; of bios, one each.
+    pub(super) io_refs: Atomic<i32>,
     /// What the I/O returned.
     io_ret: Atomic<isize>,
     inline: UnsafeCell<[bindings::bio_vec; SEGMENTS_INLINE]>,
+    pub(super) bio: UnsafeCell<MaybeUninit<bindings::bio>>,
+    /// What the bios in flight are inside of, and the byte of the file that they begin at.
+    pub(super) blocks: UnsafeCell<(*const Blocks, i32, u64)>,
+    /// The page cache has what the bios have overwritten.
+    pub(super) is_stale: UnsafeCell<bool>,
     segments: UnsafeCell<KVec<bindings::bio_vec>>,
     user: UnsafeCell<D::Pdu>,
 }
@@ -123,20 +139,37 @@ impl<D: Driver> Request<D> {
     /// # Safety
     ///
     /// `rq` fulfils the type invariant and the caller hands it over.
-    unsafe fn from_raw(rq: *mut bindings::request) -> Self {
+    pub(super) unsafe fn from_raw(rq: *mut bindings::request) -> Self {
         // SAFETY: Not null by the contract. INVARIANT: By the contract.
         Self(unsafe { NonNull::new_unchecked(rq) }, PhantomData)
     }
 
-    fn into_raw(self) -> *mut bindings::request {
+    pub(super) fn into_raw(self) -> *mut bindings::request {
         let rq = self.0.as_ptr();
         mem::forget(self);
         rq
     }
 
-    fn raw_pdu(&self) -> *mut Pdu<D> {
+    pub(super) fn raw_pdu(&self) -> *mut Pdu<D> {
         // SAFETY: `cmd_size` bytes follow the request; see `TagSet::new`.
         unsafe { self.0.as_ptr().add(1).cast() }
+    }
+
+    /// Whether the page cache of the file that was written past it has what was there before; to be
+    /// asked once.
+    pub(crate) fn take_stale(&mut self) -> bool {
+        // SAFETY: We own the request, so its `Pdu` too.
+        mem::take(unsafe { &mut *(*self.raw_pdu()).is_stale.get() })
+    }
+
+    /// The first bio, with others behind it; null if there is no data.
+    pub(super) fn first_bio(&self) -> *mut bindings::bio {
+        field!(self, bio)
+    }
+
+    /// Its queue.
+    pub(super) fn queue(&self) -> *mut bindings::request_queue {
+        field!(self, q)
     }
 
     /// The operation.
@@ -200,7 +233,7 @@ impl<D: Driver> Request<D> {
 
     /// The driver.
     pub(crate) fn driver(&self) -> &D {
-        let q = field!(self, q);
+        let q = self.queue();
         // SAFETY: `queuedata` is an `Arc<D>` that lives until the disk is freed, which is after
         // every request has ended.
         unsafe { &*(*q).queuedata.cast::<D>() }
@@ -232,8 +265,13 @@ impl<D: Driver> Request<D> {
         unsafe { bindings::blk_mq_end_request(self.into_raw(), status) };
     }
 
-    /// Ends the request from any context, on the CPU that submitted it.
+    /// Ends the request from any context; from an interrupt, on the CPU that submitted it.
     pub(crate) fn complete(mut self, result: Result) {
+        // SAFETY: No preconditions.
+        if unsafe { bindings::ploop_in_task() } {
+            // Else it would be passed to a thread.
+            return self.end(result);
+        }
         self.leave();
         // SAFETY: We own the request; nobody else touches its status.
         unsafe { *(*self.raw_pdu()).status.get() = status_of(result) };
@@ -481,6 +519,8 @@ impl<D: Driver> Drop for RequestList<D> {
 pub(crate) struct TagSet<D: Driver> {
     #[pin]
     raw: Opaque<bindings::blk_mq_tag_set>,
+    /// What handlers are inside of while they run.
+    handlers: Epoch,
     _driver: PhantomData<D>,
 }
 
@@ -508,7 +548,9 @@ impl<D: Driver> TagSet<D> {
                     nr_maps: 1,
                     numa_node: bindings::NUMA_NO_NODE,
                     cmd_size: mem::size_of::<Pdu<D>>() as u32,
-                    flags: bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT | bindings::BLK_MQ_F_STACKING,
+                    flags: bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT
+                        | bindings::BLK_MQ_F_STACKING
+                        | bindings::BLK_MQ_F_BLOCKING,
                     ..pin_init::zeroed()
                 };
                 // SAFETY: `p` is valid for writes.
@@ -516,12 +558,21 @@ impl<D: Driver> TagSet<D> {
                 // SAFETY: Initialised just now, and pinned.
                 to_result(unsafe { bindings::blk_mq_alloc_tag_set(p) })
             }),
+            handlers: Epoch::new()?,
             _driver: PhantomData,
         }? Error)
     }
 
     pub(super) fn as_ptr(&self) -> *mut bindings::blk_mq_tag_set {
         self.raw.get()
+    }
+
+    /// Waits until the handlers that run now have returned, `queue_rq` too. It does not wait for what
+    /// else their workqueue does: that may need the disk.
+    pub(super) fn wait_for_handlers(&self) {
+        // SAFETY: A live tag set.
+        unsafe { bindings::blk_mq_wait_quiesce_done(self.raw.get()) };
+        self.handlers.wait();
     }
 }
 
@@ -557,7 +608,10 @@ impl<D: Driver> Ops<D> {
             bindings::blk_mq_start_request((*bd).rq);
             Request::<D>::from_raw((*bd).rq)
         };
-        D::queue_rq(rq);
+        let driver = ptr::from_ref(rq.driver());
+        // SAFETY: The disk, which keeps the driver, is not freed while blk-mq dispatches to it.
+        let driver = unsafe { &*driver };
+        driver.queue_rq(rq, &Handler::new(driver));
         bindings::BLK_STS_OK as bindings::blk_status_t
     }
 
@@ -586,7 +640,11 @@ impl<D: Driver> Ops<D> {
         unsafe { bindings::ploop_io_enter(&mut scope, bio) };
         // SAFETY: The driver is not dropped before its workqueue is flushed; see `free_disk`.
         let driver = unsafe { &*driver };
+        let handlers = &driver.tags().handlers;
+        let idx = handlers.enter();
         driver.run(rq, &Handler::new(driver));
+        // SAFETY: From `enter` above, used once.
+        unsafe { handlers.leave(idx) };
         // SAFETY: Entered above.
         unsafe { bindings::ploop_io_leave(&mut scope) };
     }

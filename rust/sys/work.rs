@@ -7,7 +7,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Atomic, Full, Relaxed},
-        Arc,
+        Arc, LockClassKey,
     },
     types::Opaque,
 };
@@ -25,11 +25,20 @@ unsafe impl Send for Workqueue {}
 unsafe impl Sync for Workqueue {}
 
 impl Workqueue {
-    /// A queue with an own rescuer, so that it can serve writes that free memory.
-    pub(crate) fn new(name: &CStr) -> Result<Self> {
-        let flags = bindings::wq_flags_WQ_MEM_RECLAIM
-            | bindings::wq_flags_WQ_UNBOUND
-            | bindings::wq_flags_WQ_HIGHPRI;
+    /// A queue whose items run on the CPU that queues them, one after the other unless they sleep: no
+    /// worker is woken for each when there are many, with a few microseconds of work.
+    pub(crate) fn per_cpu(name: &CStr) -> Result<Self> {
+        Self::new(name, bindings::wq_flags_WQ_PERCPU)
+    }
+
+    /// A queue whose items run anywhere, and may take long.
+    pub(crate) fn unbound(name: &CStr) -> Result<Self> {
+        Self::new(name, bindings::wq_flags_WQ_UNBOUND)
+    }
+
+    /// With an own rescuer, so that it can serve writes that free memory.
+    fn new(name: &CStr, flags: bindings::wq_flags) -> Result<Self> {
+        let flags = flags | bindings::wq_flags_WQ_MEM_RECLAIM;
         // SAFETY: `%s` takes the one string that follows.
         let wq = unsafe {
             bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 0, name.as_char_ptr())
@@ -88,12 +97,14 @@ unsafe impl<T: Send + Sync + 'static> Send for Work<T> {}
 unsafe impl<T: Send + Sync + 'static> Sync for Work<T> {}
 
 impl<T: Send + Sync + 'static> Work<T> {
-    /// An idle item that will call `run`.
-    pub(crate) fn new(run: fn(Arc<T>)) -> impl PinInit<Self> {
+    /// An idle item that will call `run`. Items of one key are one to lockdep.
+    pub(crate) fn new(run: fn(Arc<T>), key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             raw <- Opaque::ffi_init(|p: *mut bindings::delayed_work| {
                 // SAFETY: `p` is valid for writes and pinned.
-                unsafe { bindings::ploop_init_delayed_work(p, Some(Self::handler)) };
+                unsafe {
+                    bindings::ploop_init_delayed_work(p, Some(Self::handler), key.as_ptr());
+                }
             }),
             run,
             target: Atomic::new(ptr::null_mut()),
