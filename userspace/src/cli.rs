@@ -2,11 +2,13 @@
 //! The command line and its help, nothing else.
 
 mod backup;
+mod boot;
 mod copy;
 mod device;
 mod disk;
 
 pub use backup::*;
+pub use boot::*;
 pub use copy::*;
 pub use device::*;
 pub use disk::*;
@@ -53,6 +55,7 @@ Examples:
   ploopctl attach disk.img               attach it; prints /dev/ploop0
   ploopctl attach base.img top.img       read base.img, write to top.img
   ploopctl list                          what is attached
+  ploopctl stat --watch 5                what it does
   ploopctl detach disk.img               detach it, by image or by device
   ploopctl check disk.img                look for damage; changes nothing
   ploopctl check --repair disk.img       and mend it
@@ -82,56 +85,45 @@ Exit codes:
 }
 
 /// The commands.
+// A comment at a command would take the place of all that its arguments say.
+#[allow(missing_docs)]
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a new image
     Create(CreateArgs),
-    /// Attach an image to a block device and print the device's path
+    Clone(CloneArgs),
     Attach(AttachArgs),
-    /// Detach a device cleanly
     Detach(DetachArgs),
-    /// List the devices
     List(ListArgs),
+    Stat(StatArgs),
     /// Show what is known about an image or a device
     Info(TargetArgs),
-    /// Look for damage in an image, and mend it
     Check(CheckArgs),
     /// Show where each part of the disk is in the image file
     Map(TargetArgs),
-    /// Make, list, mount, remove snapshots of a disk, and go back to them
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// Put another file in the place of an image of a disk
     Replace(ReplaceArgs),
-    /// Check the file systems of a disk, also while it is in use
     Fscheck(FscheckArgs),
     /// Complete or undo what was interrupted
     Recover(DiskArgs),
     /// Judge a descriptor, or make one for images that have lost it
     #[command(subcommand)]
     Descriptor(DescriptorCommand),
-    /// Merge an image into the one below it
     Merge(MergeArgs),
-    /// Give an image a larger disk
     Resize(ResizeArgs),
-    /// Make an image file smaller by what it does not use
     Compact(CompactArgs),
-    /// Make an image of another format
     Convert(ConvertArgs),
-    /// Copy a disk to another machine or place, also while it is in use
     #[command(subcommand)]
     Copy(CopyCommand),
-    /// Give back what file systems on an attached disk do not use
     Trim(TrimArgs),
-    /// Look at what a device does for long, wait for it, end it, slow it down
     #[command(subcommand)]
     Op(OpCommand),
-    /// Back up a disk to files, also while it is in use, and make images of them again
     #[command(subcommand)]
     Backup(BackupCommand),
-    /// Look at the checkpoints of a device, and drop them
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
+    #[command(subcommand)]
+    Boot(BootCommand),
 }
 
 /// Format of a new image.
@@ -527,5 +519,38 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// A comment at a command took the place of what its arguments say of it, in `--help` and the
+    /// manual page: nothing but one line was left of all the explanations.
+    #[test]
+    fn help_says_more_than_the_list_of_commands() {
+        let mut command = Cli::command();
+        command.build();
+        for (name, words) in [
+            ("attach", "Several images are a chain"),
+            ("check", "Without --repair nothing is changed"),
+            ("clone", "hard links"),
+            ("convert", "The images must not be attached"),
+            ("detach", "All data is written"),
+            ("merge", "LOWER gets all"),
+            ("snapshot", "A snapshot is what was on the disk"),
+            ("stat", "With --watch"),
+            ("trim", "dm-crypt"),
+        ] {
+            let found = command.find_subcommand_mut(name);
+            let help = found.map(|c| c.render_long_help().to_string());
+            let help = help.unwrap_or_default().replace('\n', " ");
+            assert!(help.contains(words), "{name}: {help}");
+        }
+        // And the list has one line for each.
+        for sub in command.get_subcommands() {
+            let about = sub.get_about().map(|a| a.to_string()).unwrap_or_default();
+            assert!(
+                !about.is_empty() && !about.ends_with('.'),
+                "{}: {about}",
+                sub.get_name()
+            );
+        }
     }
 }

@@ -4,8 +4,10 @@
 mod attach;
 mod attached;
 mod backup;
+mod boot;
 mod check;
 mod checkpoint;
+mod clone;
 mod compact;
 mod control;
 mod convert;
@@ -25,7 +27,10 @@ mod recover;
 mod replace;
 mod resize;
 mod snapshot;
+mod stat;
 mod trim;
+
+pub use control::module_version;
 
 use crate::cli::Command;
 use crate::dev;
@@ -39,9 +44,11 @@ use std::path::{Path, PathBuf};
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Create(args) => create::run(&args),
+        Command::Clone(args) => clone::run(&args),
         Command::Attach(args) => attach::run(&args),
         Command::Detach(args) => detach::run(&args),
         Command::List(args) => list::run(&args),
+        Command::Stat(args) => stat::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Map(args) => map::run(&args),
@@ -58,6 +65,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Trim(args) => trim::run(&args),
         Command::Op(command) => op::run(&command),
         Command::Backup(command) => backup::run(&command),
+        Command::Boot(command) => boot::run(&command),
         Command::Checkpoint(command) => checkpoint::run(&command),
     }
 }

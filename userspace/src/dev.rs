@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use ploop_pure::abi::{
     self, AddDelta, Checkpoint, CheckpointRead, Chunk, Ctl, DeviceArg, Extent, OpStart, OpStatus,
-    TrackExtent,
+    TrackExtent, Version,
 };
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -172,6 +172,12 @@ mod raw {
         abi::CTL_ADD as Num,
         abi::DeviceArg
     );
+    nix::ioctl_readwrite_bad!(
+        /// CTL_VERSION.
+        ctl_version,
+        abi::CTL_VERSION as Num,
+        abi::Version
+    );
     nix::ioctl_write_ptr_bad!(
         /// CTL_REMOVE.
         ctl_remove,
@@ -204,6 +210,15 @@ impl Control {
         // and alive for the call.
         unsafe { raw::ctl_add(self.0.as_raw_fd(), &mut arg) }?;
         u32::try_from(arg.index).map_err(|_| Errno::EPROTO)
+    }
+
+    /// Which module answers; ENOTTY if it is older than this call.
+    pub fn version(&self) -> Result<Version, Errno> {
+        let mut arg = Version::read();
+        // SAFETY: the descriptor is open and `arg` is the structure of CTL_VERSION, exclusively
+        // ours and alive for the call.
+        unsafe { raw::ctl_version(self.0.as_raw_fd(), &mut arg) }?;
+        Ok(arg)
     }
 
     /// Removes the device of index `index`, which has no delta and is not open.

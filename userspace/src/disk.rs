@@ -118,10 +118,10 @@ impl Opened {
     /// The devices that have images of this disk.
     pub fn users(&self, outside: &dyn Outside) -> Result<Users> {
         let mut users = Users::default();
-        for device in outside.devices()? {
-            let images = self.descriptor.disk().images.iter();
-            let paths = images.map(|i| dir_join(&self.path, i));
-            let deltas: Vec<_> = paths.filter_map(|p| device.delta_of(&p)).collect();
+        let images = self.descriptor.disk().images.iter();
+        let paths: Vec<_> = images.map(|i| dir_join(&self.path, i)).collect();
+        for device in outside.devices_of(&paths)? {
+            let deltas: Vec<_> = paths.iter().filter_map(|p| device.delta_of(p)).collect();
             match (deltas.is_empty(), deltas.iter().all(|d| d.read_only)) {
                 (true, _) => {}
                 (false, true) => users.readers.push(device),

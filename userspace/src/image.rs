@@ -22,7 +22,7 @@ use ploop_pure::repair::{judge, Extension, Findings, Tally};
 use ploop_pure::units::{Cluster, ImageCluster, INDEX_PAGE_BYTES};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -125,6 +125,13 @@ impl Image {
             Kind::Block => (&self.file).seek(SeekFrom::End(0)),
         };
         len.map_err(|e| self.error(Code::Stat, "find the length of", e))
+    }
+
+    /// How many names the file has.
+    pub fn links(&self) -> Result<u64> {
+        let meta = self.file.metadata();
+        meta.map(|m| m.nlink())
+            .map_err(|e| self.error(Code::Stat, "stat", e))
     }
 
     pub(crate) fn error(&self, code: Code, what: &str, e: impl Into<io::Error>) -> Error {

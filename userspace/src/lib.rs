@@ -6,6 +6,7 @@
 //!        copy (to another place) -> descriptor, disk::freeze
 //!               operate (long operations of the kernel), checkpoint (what it noted of writes)
 //!               backup (files that hold a disk)
+//!               conf (disks that a host attaches)
 //!               offline (merge, grow, compact, convert image files), progress
 //!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
 //!               output, error, signals, size below all
@@ -20,6 +21,7 @@ pub mod backup;
 pub mod checkpoint;
 pub mod cli;
 pub mod cmd;
+pub mod conf;
 pub mod copy;
 pub mod descriptor;
 #[allow(unsafe_code)]
@@ -49,6 +51,9 @@ pub fn main() -> ExitCode {
             // Help and version are answers, not errors.
             let is_answer = matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             let _ = e.print();
+            if let (ErrorKind::DisplayVersion, Some(module)) = (e.kind(), cmd::module_version()) {
+                let _ = output::text(&format!("{module}\n"));
+            }
             return ExitCode::from(if is_answer { 0 } else { Code::Param as u8 });
         }
     };

@@ -15,6 +15,10 @@ use std::time::Duration;
 /// Between two looks at how far an operation is.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What to do about a module that does not know what it is asked.
+pub const OLDER: &str = "the loaded module is older than this ploopctl: detach all devices, then \
+                         'rmmod ploop && modprobe ploop' loads the one that is installed";
+
 /// What a device is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -90,7 +94,7 @@ pub fn refused(device: &Device, what: &str, e: Errno) -> Error {
         Errno::EBUSY => error.hint(
             "another operation is going on, see 'ploopctl op status', or somebody holds the image",
         ),
-        Errno::ENOTTY => error.hint("the loaded module is older than this tool"),
+        Errno::ENOTTY => error.hint(OLDER),
         Errno::EPERM => error.hint("only root may: run it with sudo"),
         _ => error.hint("'dmesg' may say more"),
     }

@@ -35,6 +35,27 @@ pub fn text(text: &str) -> Result<()> {
         .map_err(failed)
 }
 
+/// Makes `text` the contents of the file `path`: a reader sees all of it or what was there before.
+/// It is not made durable.
+pub fn replace(path: &Path, text: &str) -> Result<()> {
+    let failed = |what: &str, e| {
+        let what = format!("cannot {what} {}", path.display());
+        Error::io(Code::Write, what, e)
+    };
+    // A reader of all files with a certain end does not take it for one.
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = PathBuf::from(name);
+    let written = std::fs::write(&new, text).map_err(|e| failed("write", e));
+    let renamed =
+        written.and_then(|()| std::fs::rename(&new, path).map_err(|e| failed("replace", e)));
+    if renamed.is_err() {
+        // What is left of it is in nobody's way.
+        let _ = std::fs::remove_file(&new);
+    }
+    renamed
+}
+
 /// Writes `body` as JSON. All of it, or nothing, is valid.
 pub fn json<T: Serialize>(body: &T) -> Result<()> {
     let answer = Answer {
@@ -83,4 +104,28 @@ pub fn unescape_mount(text: &str) -> String {
         .replace("\\011", "\t")
         .replace("\\012", "\n")
         .replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_file_is_replaced_or_left_as_it_was() {
+        let dir = std::env::temp_dir().join(format!("ploopctl-output-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("taken")).unwrap();
+        let path = dir.join("a.prom");
+        replace(&path, "first, and long\n").unwrap();
+        replace(&path, "second\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
+        // A directory cannot be replaced; nothing is left beside it.
+        assert_eq!(
+            replace(&dir.join("taken"), "").unwrap_err().code(),
+            Code::Write
+        );
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

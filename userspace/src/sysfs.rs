@@ -13,6 +13,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod counters;
+
+pub use counters::{Counters, Gauges};
+
 /// `pstate/top` of a device without deltas.
 const NO_TOP: u32 = u32::MAX;
 /// How often a device that changes meanwhile is read.
@@ -136,6 +140,13 @@ impl Delta {
     }
 }
 
+/// The inode number by which [`Delta::is_image`] knows the file `path`; `None` if it goes by something
+/// else.
+fn inode_of(path: &Path) -> Option<u64> {
+    let meta = fs::metadata(path).ok()?;
+    (!meta.file_type().is_block_device()).then(|| meta.ino())
+}
+
 fn absolute(path: &Path) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     let parent = fs::canonicalize(path.parent()?).ok()?;
@@ -167,6 +178,46 @@ impl Sysfs {
     /// All devices by number; none if the module is not loaded. One that goes away meanwhile is
     /// left out.
     pub fn devices(&self) -> Result<Vec<Device>> {
+        let mut devices = Vec::new();
+        for index in self.indexes()? {
+            devices.extend(self.device(index)?);
+        }
+        Ok(devices)
+    }
+
+    /// All devices that may have one of these images, and perhaps others: of hundreds of devices not
+    /// all has to be read.
+    pub fn devices_of<P: AsRef<Path>>(&self, images: &[P]) -> Result<Vec<Device>> {
+        let inodes: Option<Vec<u64>> = images.iter().map(|i| inode_of(i.as_ref())).collect();
+        let mut devices = Vec::new();
+        for index in self.indexes()? {
+            if inodes.as_ref().is_none_or(|i| self.may_have(index, i)) {
+                devices.extend(self.device(index)?);
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Whether a delta of device `index` is a file of one of these inodes, on whatever file system.
+    /// Yes if it cannot be told.
+    fn may_have(&self, index: u32, inodes: &[u64]) -> bool {
+        let Ok(levels) = fs::read_dir(self.dir(index).join("pdelta")) else {
+            return true;
+        };
+        levels.flatten().any(|level| {
+            let info = fs::read_to_string(level.path().join("image_info"));
+            let info = info.ok().and_then(|text| parse_info(&text));
+            info.is_none_or(|(ino, _)| inodes.contains(&ino))
+        })
+    }
+
+    /// Whether device `index` serves requests. No if it is gone.
+    pub fn is_running(&self, index: u32) -> bool {
+        number(&self.dir(index).join("pstate/running")).is_ok_and(|n| n != 0)
+    }
+
+    /// The numbers of all devices, ascending.
+    pub fn indexes(&self) -> Result<Vec<u32>> {
         let dir = self.root.join("block");
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
@@ -181,11 +232,7 @@ impl Sysfs {
             .filter_map(|n| n.to_str()?.strip_prefix("ploop")?.parse().ok())
             .collect();
         indexes.sort_unstable();
-        let mut devices = Vec::new();
-        for index in indexes {
-            devices.extend(self.device(index)?);
-        }
-        Ok(devices)
+        Ok(indexes)
     }
 
     /// Device `index`; `None` if there is no such.
@@ -237,7 +284,7 @@ impl Sysfs {
 
     /// The devices that have the image `path` as a delta: more than one only if all read it.
     pub fn find_image(&self, path: &Path) -> Result<Vec<Device>> {
-        let mut devices = self.devices()?;
+        let mut devices = self.devices_of(&[path])?;
         devices.retain(|d| d.delta_of(path).is_some());
         Ok(devices)
     }

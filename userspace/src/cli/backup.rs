@@ -11,15 +11,13 @@ use std::path::PathBuf;
 ///
 /// A full backup has all of the disk. An incremental one has what was written since another backup,
 /// and builds on it: together they are a chain, of which every point can be restored.
+// A comment at a command would take the place of all that its arguments say.
+#[allow(missing_docs)]
 #[derive(Debug, Subcommand)]
 pub enum BackupCommand {
-    /// Back up all of a disk
     Full(BackupFullArgs),
-    /// Back up what was written since another backup
     Incremental(BackupIncrementalArgs),
-    /// Check backups from end to end, and that they belong together
     Verify(BackupVerifyArgs),
-    /// Make an image of a chain of backups
     Restore(BackupRestoreArgs),
 }
 

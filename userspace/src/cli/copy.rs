@@ -11,11 +11,11 @@ use std::path::PathBuf;
 /// 'send' writes a stream, 'receive' makes a disk of it. What is written meanwhile is sent again, in
 /// rounds; then the disk is frozen for the moment that the rest takes. The receiver gives the copy
 /// its name when all of it is there and durable.
+// A comment at a command would take the place of all that its arguments say.
+#[allow(missing_docs)]
 #[derive(Debug, Subcommand)]
 pub enum CopyCommand {
-    /// Send a disk, an image, or what is attached
     Send(CopySendArgs),
-    /// Make a disk or an image of what comes on standard input
     Receive(CopyReceiveArgs),
     /// Let a disk go on that was left frozen or tracked
     Thaw(CopyThawArgs),

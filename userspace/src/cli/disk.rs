@@ -4,6 +4,7 @@
 use super::{AttachFormat, RateArgs};
 use crate::descriptor::guid::Guid;
 use crate::descriptor::lock::Patience;
+use crate::size;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +24,47 @@ impl WaitArgs {
     }
 }
 
+/// Make an image, or a disk, on a base that others share.
+///
+/// NEW is empty and reads as BASE; what is written goes to NEW, and BASE is only read. So any number
+/// of clones can be attached at once, each taking the space of what is written to it.
+///
+/// If BASE is a disk with a descriptor, or with --descriptor, NEW is a new directory: a disk that has
+/// the images of BASE as hard links, on the same file system. Its descriptor notes what they are: if
+/// one is changed later, the disk is not attached any more. Nothing is merged into an image that has
+/// other names. If BASE is images, one or a chain, NEW is an image, to be attached with them:
+/// 'ploopctl attach BASE... NEW'. Nothing tells then that BASE was changed.
+///
+/// BASE must not be attached for writing, and must have been closed cleanly. Of a disk in use, a
+/// snapshot can be cloned.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ploopctl clone golden.img web1.img && ploopctl attach golden.img web1.img
+  ploopctl clone --descriptor golden.img /vz/web1 && ploopctl attach /vz/web1
+  ploopctl clone --snapshot 0c5d8f5a-9fc1-4bd2-9e2c-6f5a1d7a6b01 /vz/101 /vz/102")]
+pub struct CloneArgs {
+    /// Format of the first image, the base
+    #[arg(short, long, value_enum, default_value = "auto")]
+    pub format: AttachFormat,
+    /// Cluster size with -f raw: a power of two from 32K to 64M [default: 1M, or that of the other
+    /// images]
+    #[arg(short = 'b', long, value_name = "SIZE", value_parser = size::parse)]
+    pub cluster: Option<u64>,
+    /// The snapshot of the disk that is cloned [default: the disk as it is, detached]
+    #[arg(long, value_name = "UUID")]
+    pub snapshot: Option<Guid>,
+    /// Make a disk with a descriptor also of images
+    #[arg(long)]
+    pub descriptor: bool,
+    /// How long to wait for others that work on the disk
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// A disk, or images of a chain, base first, most often one; then the new image or directory
+    #[arg(required = true, num_args = 2.., value_names = ["BASE", "NEW"])]
+    pub paths: Vec<PathBuf>,
+}
+
 /// A disk.
 #[derive(Debug, Args)]
 pub struct DiskArgs {
@@ -38,21 +80,18 @@ pub struct DiskArgs {
 ///
 /// A snapshot is what was on the disk at a moment. It has a UUID for a name. Whether the disk is in
 /// use is found out, and most can be done while it is.
+// A comment at a command would take the place of all that its arguments say.
+#[allow(missing_docs)]
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Freeze what is written so far, and print the name of the snapshot
     Create(SnapshotCreateArgs),
     /// List the snapshots
     List(SnapshotListArgs),
     /// Show how the snapshots build on each other
     Tree(SnapshotListArgs),
-    /// Go back to a snapshot: what was written since the last one is thrown away
     Switch(SnapshotSwitchArgs),
-    /// Remove a snapshot; the disk and all other snapshots stay as they are
     Delete(SnapshotArgs),
-    /// Merge a delta into the one below it
     Merge(SnapshotMergeArgs),
-    /// Mount the file system of a snapshot, read-only
     Mount(SnapshotMountArgs),
     /// Unmount it again
     Umount(SnapshotUmountArgs),
@@ -235,11 +274,12 @@ pub struct FscheckArgs {
 }
 
 /// Judge a descriptor, or make one for images that have lost it.
+// A comment at a command would take the place of all that its arguments say.
+#[allow(missing_docs)]
 #[derive(Debug, Subcommand)]
 pub enum DescriptorCommand {
     /// List all that is wrong with a descriptor and its images; changes nothing
     Validate(SnapshotListArgs),
-    /// Make a descriptor for the images of a directory
     Restore(RestoreArgs),
 }
 
@@ -261,7 +301,7 @@ pub struct RestoreArgs {
     #[arg(short, long, value_enum, default_value = "auto")]
     pub format: AttachFormat,
     /// Cluster size of a raw image that is alone [default: 1M]
-    #[arg(short = 'b', long, value_name = "SIZE", value_parser = crate::size::parse)]
+    #[arg(short = 'b', long, value_name = "SIZE", value_parser = size::parse)]
     pub cluster: Option<u64>,
     /// How long to wait for others that work on the disk
     #[command(flatten)]

@@ -172,7 +172,7 @@ pub fn images(args: &AttachArgs) -> Result<Attached> {
     let sysfs = Sysfs::default();
     clear_leftovers(&sysfs, &args.images)?;
     // Once for all: there may be many images, and many devices that have many.
-    let devices = sysfs.devices()?;
+    let devices = sysfs.devices_of(&args.images)?;
     let mut free = Vec::new();
     for c in &candidates {
         free.push(c.must_be_free(&devices)?);
@@ -305,6 +305,12 @@ impl Candidate<'_> {
     /// `is_free`.
     fn judge(&self, below: Option<&Judged>, is_free: bool) -> Result<Judged> {
         let image = Image::open(self.path, self.access)?;
+        if !self.is_read() && image.links()? > 1 {
+            output::note(&format!(
+                "note: {} has other names (hard links): clones that build on it by one of them will be refused",
+                self.at()
+            ));
+        }
         match self.format(&image)? {
             abi::FORMAT_RAW => self.judge_raw(image),
             _ => self.judge_ploop1(image, below, is_free),
@@ -477,15 +483,17 @@ fn needs_repair(path: &Path, report: &Report, hint: &str) -> Error {
 
 /// Removes what killed tools left: stopped devices with one of the images, and devices without any.
 fn clear_leftovers(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<()> {
-    for device in sysfs.devices()? {
-        let index = device.index;
-        if device.running {
+    for index in sysfs.indexes()? {
+        if sysfs.is_running(index) {
             continue;
         }
+        let Some(device) = sysfs.device(index)?.filter(|d| !d.running) else {
+            continue;
+        };
         if device.deltas.is_empty() {
             if device.open_count == 0 {
                 // Somebody may be about to use it: then it is busy, and stays.
-                let _ = control::open()?.remove(index);
+                let _ = control::open_any()?.remove(index);
             }
         } else if paths.iter().any(|path| device.delta_of(path).is_some())
             && control::falls_idle(sysfs, index)?
@@ -493,7 +501,7 @@ fn clear_leftovers(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<()> {
             let _quiet = Quiet::begin();
             // A failure shows as an image that is attached already.
             let _ = control::open_node(index)?.clear();
-            let _ = control::remove(&control::open()?, index);
+            let _ = control::remove(&control::open_any()?, index);
         }
     }
     Ok(())
@@ -540,10 +548,7 @@ fn refused(path: &Path, what: &str, e: Errno) -> Error {
             "the image was found good here; 'dmesg' says what the kernel does not accept",
         ),
         Errno::ENOMEM => (Code::Memory, "'dmesg' says how much its map needs"),
-        Errno::ENOTTY => (
-            Code::DeviceIoctl,
-            "the loaded module is another than this tool is for",
-        ),
+        Errno::ENOTTY => (Code::DeviceIoctl, crate::operate::OLDER),
         _ => (Code::DeviceIoctl, "'dmesg' may say more"),
     };
     Error::io(code, what, e).hint(hint)

@@ -5,9 +5,11 @@
 use crate::dev::{Control, Device};
 use crate::error::{Code, Error, Result};
 use crate::locks;
+use crate::operate::OLDER;
 use crate::output;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
+use ploop_pure::abi::{Mismatch, Version, INTERFACE, VERSION};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -22,8 +24,52 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(3);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Opens the control device, loading the module if it is not there.
+/// Opens the control device to make devices: of a module that gets on with this tool.
 pub fn open() -> Result<Control> {
+    let control = open_any()?;
+    agree(control.version())?;
+    Ok(control)
+}
+
+/// Whether this tool gets on with a module that gave this answer.
+fn agree(answer: nix::Result<Version>) -> Result<()> {
+    let module = match answer {
+        Ok(module) => module,
+        Err(Errno::ENOTTY) => {
+            let what =
+                format!("the loaded module does not tell its version; this ploopctl is {VERSION}");
+            return Err(Error::new(Code::DeviceIoctl, what).hint(OLDER));
+        }
+        Err(e) => {
+            let what = "cannot ask the loaded module for its version";
+            return Err(Error::io(Code::DeviceIoctl, what, e));
+        }
+    };
+    let hint = match module.agree() {
+        Ok(()) => return Ok(()),
+        Err(Mismatch::TooOld) => OLDER,
+        Err(Mismatch::TooNew) => {
+            "this ploopctl is older than the loaded module: upgrade the package ploopctl"
+        }
+    };
+    let (name, interface) = (module.name(), module.interface);
+    let what = format!(
+        "the loaded module {name} (interface {interface}) does not get on with \
+         this ploopctl {VERSION} (interface {INTERFACE})"
+    );
+    Err(Error::new(Code::DeviceIoctl, what).hint(hint))
+}
+
+/// The version of the loaded module, if there is one and we may ask it.
+pub fn module_version() -> Option<String> {
+    let module = Control::open().ok()?.version().ok()?;
+    let (name, interface) = (module.name(), module.interface);
+    Some(format!("module {name} (interface {interface})"))
+}
+
+/// Opens the control device, loading the module if it is not there. Whatever the version of the
+/// module, devices can be unmade by it.
+pub fn open_any() -> Result<Control> {
     let opened = match Control::open() {
         Err(e) if is_absent(&e) => {
             load_module();
@@ -282,6 +328,26 @@ mod tests {
         let btrfs = "36 35 0:50 / /mnt rw shared:1 - btrfs /dev/ploop2p1 rw";
         assert_eq!(mount_point(btrfs, 2).as_deref(), Some("/mnt"));
         assert_eq!(mount_point("nonsense", 2), None);
+    }
+
+    #[test]
+    fn it_is_said_which_to_upgrade() {
+        assert!(agree(Ok(Version::ours())).is_ok());
+        let newer = Version {
+            interface: INTERFACE + 2,
+            oldest: INTERFACE + 1,
+            ..Version::ours()
+        };
+        let said = agree(Ok(newer)).unwrap_err().to_string();
+        assert!(said.contains("upgrade the package ploopctl"), "{said}");
+        let older = Version {
+            interface: 0,
+            ..Version::ours()
+        };
+        for older in [Ok(older), Err(Errno::ENOTTY)] {
+            let said = agree(older).unwrap_err().to_string();
+            assert!(said.contains("older than this ploopctl"), "{said}");
+        }
     }
 
     #[test]

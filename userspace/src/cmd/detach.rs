@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use std::path::Path;
 
 /// `ptune/on_full` with which writes do not wait for space.
-const FAIL: &str = "fail";
+pub const FAIL: &str = "fail";
 
 /// Runs the command.
 pub fn run(args: &DetachArgs) -> Result<()> {
@@ -148,7 +148,7 @@ fn from_disk(sysfs: &Sysfs, mut disk: Opened, device: &Device) -> Result<()> {
 /// Detaches a device.
 pub fn device_cleanly(sysfs: &Sysfs, device: &Device) -> Result<()> {
     let _turn = Turn::take()?;
-    let control = control::open()?;
+    let control = control::open_any()?;
     let node = control::open_node(device.index)?;
     let stopped = match control::while_busy(|| node.stop()) {
         // Not running: a tool was killed before START or after STOP.

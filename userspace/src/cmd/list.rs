@@ -56,20 +56,20 @@ fn cells(d: &Device) -> [String; 6] {
         Some(top) => (top.format.clone(), top.image.display().to_string()),
         None => ("-".into(), "-".into()),
     };
-    let state = if d.aborted { "failed" } else { condition(d) };
     [
         d.device.display().to_string(),
         human(d.size),
         format,
         if d.read_only { "ro" } else { "rw" }.into(),
-        state.to_owned(),
+        condition(d).to_owned(),
         image,
     ]
 }
 
 /// The state, or what an administrator has to know before that.
-fn condition(d: &Device) -> &str {
+pub fn condition(d: &Device) -> &str {
     match (d.running, d.space.as_str(), d.maintenance.as_str()) {
+        _ if d.aborted => "failed",
         (false, _, _) => d.state(),
         (true, "full", _) => "full",
         (true, "low", "off") => "low space",

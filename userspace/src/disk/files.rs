@@ -30,10 +30,13 @@ pub struct Member {
     /// What the file is now.
     pub record: Record,
     identity: (u64, u64),
+    /// Names that the file has.
+    links: u64,
 }
 
 impl Member {
-    pub(super) fn read(path: &Path, guid: Guid, is_raw: bool) -> Result<Self> {
+    /// Looks at the file of a delta.
+    pub fn read(path: &Path, guid: Guid, is_raw: bool) -> Result<Self> {
         let image = Image::open(path, Access::Read)?;
         let meta = image
             .file()
@@ -63,6 +66,7 @@ impl Member {
                 mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
             },
             identity: (meta.dev(), meta.ino()),
+            links: meta.nlink(),
         })
     }
 
@@ -85,12 +89,43 @@ impl Member {
     }
 
     /// Whether it can build on `below`.
-    pub(super) fn must_fit_on(
+    pub fn must_fit_on(
         &self,
         below: &Self,
         cluster: ClusterSize,
     ) -> std::result::Result<(), Misfit> {
         chain::admit(1, &below.fit(cluster), &self.fit(cluster))
+    }
+
+    /// Whether an image with this header can build on it.
+    pub fn must_be_built_on(
+        &self,
+        header: Header,
+        cluster: ClusterSize,
+    ) -> std::result::Result<(), Misfit> {
+        let above = Fit {
+            kind: chain::Kind::Ploop1(header.version),
+            cluster: header.cluster,
+            size_sectors: header.size_sectors,
+            is_writable: true,
+        };
+        chain::admit(1, &self.fit(cluster), &above)
+    }
+
+    /// Refuses to let it be changed if the file has other names: other disks build on it, perhaps,
+    /// as clones do.
+    pub fn must_be_ours(&self) -> Result<()> {
+        if self.links < 2 {
+            return Ok(());
+        }
+        let what = format!(
+            "{} is not changed: the file has {} names (hard links), and disks that build on it by another \
+             one would be damaged",
+            self.path.display(),
+            self.links
+        );
+        Err(Error::new(Code::InUse, what)
+            .hint("'ploopctl convert' makes one image of a disk that shares its base with others"))
     }
 
     fn fit(&self, cluster: ClusterSize) -> Fit {

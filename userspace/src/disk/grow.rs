@@ -92,6 +92,10 @@ impl Opened {
         }
         let mut done = Vec::new();
         for member in members.into_iter().filter(|m| m.header.is_some()) {
+            if let Err(e) = member.must_be_ours() {
+                output::note(&format!("note: {}", e.without_hint()));
+                continue;
+            }
             self.must_be_unused(&member.path, &outside.devices()?)?;
             self.about_to_change(&member)?;
             let freed = outside.compact_file(&member.path)?;

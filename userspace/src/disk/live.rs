@@ -15,7 +15,7 @@ use ploop_pure::abi;
 use ploop_pure::units::SECTOR_BYTES;
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What there is outside, as it is.
 #[derive(Debug, Default)]
@@ -36,6 +36,10 @@ impl Live {
 impl Outside for Live {
     fn devices(&self) -> Result<Vec<Device>> {
         self.sysfs.devices()
+    }
+
+    fn devices_of(&self, images: &[PathBuf]) -> Result<Vec<Device>> {
+        self.sysfs.devices_of(images)
     }
 
     fn snapshot(&self, device: &Device, top: NewDelta<'_>, freeze: Freeze) -> Result<()> {

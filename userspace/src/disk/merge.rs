@@ -29,6 +29,7 @@ impl Opened {
         }
         self.members(disk.top, true)?;
         let (lower, upper) = (self.member(parent)?, self.member(child)?);
+        lower.must_be_ours()?;
         let users = self.users(outside)?;
         let of_both =
             |d: &&Device| d.delta_of(&lower.path).is_some() || d.delta_of(&upper.path).is_some();

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::sysfs::Device;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether the file systems are made clean for a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,11 @@ pub struct NewDelta<'a> {
 pub trait Outside {
     /// The devices there are.
     fn devices(&self) -> Result<Vec<Device>>;
+
+    /// Those that may have one of these images, and perhaps others.
+    fn devices_of(&self, _images: &[PathBuf]) -> Result<Vec<Device>> {
+        self.devices()
+    }
 
     /// Makes the running device write to a new top.
     fn snapshot(&self, device: &Device, top: NewDelta<'_>, freeze: Freeze) -> Result<()>;

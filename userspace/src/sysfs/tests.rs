@@ -87,7 +87,51 @@ fn devices_are_read_and_images_found() {
     assert_eq!((d.index, d.size, d.cluster_size), (10, 1 << 20, 1 << 20));
     assert_eq!((d.cookie.as_str(), d.open_count), ("a name", 3));
     assert_eq!(sysfs.find_image(&tree.0).unwrap(), []);
+    // Of those that have another image not much is read; what 2 has cannot be told.
+    tree.device(11, true, 0);
+    tree.delta(11, Path::new("/other"), "ino:1\nsdev:1:2\n");
+    let near = |paths: &[&Path]| -> Vec<u32> {
+        let devices = sysfs.devices_of(paths).unwrap();
+        devices.iter().map(|d| d.index).collect()
+    };
+    assert_eq!(near(&[&image]), [2, 10]);
+    // Of what is not there, or a block device, it cannot be told.
+    assert_eq!(near(&[&image, Path::new("/nowhere")]), [2, 10, 11]);
+    assert!(sysfs.is_running(11) && !sysfs.is_running(2) && !sysfs.is_running(5));
     assert_eq!(sysfs.device(77).unwrap(), None);
+}
+
+#[test]
+fn counters_are_read() {
+    let tree = Tree::new("sysfs-counters");
+    tree.device(1, true, 0);
+    let stat = "  1 2 3 4  5 6 7 8  9 10 11  12 13 14 15  16 17\n";
+    tree.write("block/ploop1/stat", stat);
+    tree.write("block/ploop1/pstate/map_pages", "3\n");
+    tree.write("block/ploop1/pstate/commits", "7\n");
+    let sysfs = Sysfs::at(&tree.0);
+    let (counters, gauges) = sysfs.counters(1).unwrap();
+    let want = Counters {
+        reads: 1,
+        read_bytes: 3 * 512,
+        read_ms: 4,
+        writes: 5,
+        write_bytes: 7 * 512,
+        write_ms: 8,
+        busy_ms: 10,
+        discards: 12,
+        discard_bytes: 14 * 512,
+        discard_ms: 15,
+        flushes: 16,
+        flush_ms: 17,
+        commits: 7,
+        ..Counters::default()
+    };
+    assert_eq!(counters, want);
+    assert_eq!((gauges.in_flight, gauges.map_bytes), (9, 3 * 4096));
+    tree.write("block/ploop1/stat", "1 2 x\n");
+    assert!(sysfs.counters(1).is_err());
+    assert!(sysfs.counters(2).is_err());
 }
 
 #[test]
