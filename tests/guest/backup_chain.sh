@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# Backups of a disk in use: a full one and 6 (soak: 20) rounds of random writes, discards and
+# Backups of a disk in use: a full one and 4 (soak: 20) rounds of random writes, discards and
 # snapshots, each with an incremental backup while the disk is written to. Every point is
 # restored as the disk was at its snapshot. A backup that is ended leaves nothing; after a
 # clean detach the chain goes on, after a crash the next one has to be full and says so.
@@ -13,7 +13,7 @@ scratch_fs ext4
 cd "$SCRATCH"
 mkdir points backups
 disk=$SCRATCH/disk
-rounds=$(share 6 20)
+rounds=$(share 4 20)
 # What the rounds write at random, and then a part that is written while a backup is made.
 quiet=$((32 << 20)) busy=$((8 << 20))
 

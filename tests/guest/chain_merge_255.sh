@@ -27,8 +27,6 @@ put() {
 
 same() { dd if="$device" iflag=direct bs=1M status=none | cmp - "$TEST_DIR/model" >&2 || die "$1: the disk is wrong"; }
 
-levels() { find "/sys/block/${device##*/}/pdelta" -mindepth 1 -maxdepth 1 | wc -l; }
-
 new 0
 device=$(attach "$SCRATCH/0.img")
 put 0
@@ -37,7 +35,7 @@ for ((n = 1; n < 255; n++)); do
     timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/$n.img" || die "snapshot $n failed"
     put "$n"
 done
-expect_same "$(levels)" 255 levels
+expect_same "$(nr_levels "$device")" 255 levels
 same 'built'
 new more
 expect_fail timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/more.img"
@@ -57,7 +55,7 @@ for ((n = 254; n > 0; n--)); do
     ((n % 32 > 0)) || same "$n levels left"
     ((n % 50 > 0)) || put "$n"
 done
-expect_same "$(levels)" 1 levels
+expect_same "$(nr_levels "$device")" 1 levels
 same 'merged'
 detach "$device"
 device=$(attach "$SCRATCH/0.img")

@@ -64,7 +64,7 @@ plooptest checkpoint drop "$device" 2
 expect_same "$(plooptest checkpoint list "$device" | wc -l)" 1 checkpoints
 blkdiscard -f -z "$device"
 from=()
-for ((round = 1; round <= $(share 4 20); round++)); do
+for ((round = 1; round <= $(share 2 20); round++)); do
     plooptest load --seed $((round + RANDOM)) --discard --seconds 60 --stop "$TEST_DIR/stop" "${from[@]}" --save "$TEST_DIR/model" "$device" >&2 &
     load=$!
     sleep 0.5

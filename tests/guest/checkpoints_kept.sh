@@ -124,6 +124,26 @@ expect_same_bytes "$device" "$TEST_DIR/content"
 detach "$device"
 rm "$SCRATCH"/*.img
 
+note 'the top of a chain'
+ploopctl create -s 64M -b 64K "$SCRATCH/0.img" >/dev/null
+ploopctl create -s 64M -b 64K "$SCRATCH/1.img" >/dev/null
+device=$(attach "$SCRATCH/0.img" "$SCRATCH/1.img")
+plooptest checkpoint start "$device" 1
+put $((9 * g)) 4096
+one=$(extents 1)
+for round in first second; do
+    detach "$device"
+    device=$(attach "$SCRATCH/0.img" "$SCRATCH/1.img")
+    expect_same "$(extents 1)" "$one" "extents, $round time"
+done
+detach "$device"
+# Below another top it is of another disk.
+ploopctl create -s 64M -b 64K "$SCRATCH/2.img" >/dev/null
+device=$(attach "$SCRATCH/0.img" "$SCRATCH/1.img" "$SCRATCH/2.img")
+expect_same "$(points)" 0 'checkpoints below another top'
+detach "$device"
+rm "$SCRATCH"/*.img
+
 note 'many clusters of bitmap: clear, set and mixed'
 ploopctl create -s 5G -b 32K "$SCRATCH/0.img" >/dev/null
 device=$(attach "$SCRATCH/0.img")

@@ -99,7 +99,7 @@ copies=0
 for command in create delete replace resize; do
     total=0
     for call in ioctl rename unlink fsync; do
-        for ((i = 1; ; i++)); do
+        for ((i = 1; ; i += $(share 2 1))); do
             prepare "$command"
             status=0
             strace -f -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$i" \
@@ -119,7 +119,7 @@ for command in create delete replace resize; do
         ((status == 0)) || die "$command ended with $status"
     done
     note "$command: killed $total times"
-    ((total > 5)) || die "only $total times: is this the way to kill it?"
+    ((total > $(share 2 5))) || die "only $total times: is this the way to kill it?"
 done
 put
 kill "$noise"

@@ -3,7 +3,8 @@
 # The file system below the image is full: writes that need space wait, while reads
 # and overwrites go on, and so does a flush of what is there; with space again, after
 # a filler was deleted, they end well, and nothing is lost. Who detaches meanwhile
-# ends them with an error.
+# ends them with an error. Uevents tell when there is little or no space, and when
+# there is enough again; who does not wait is told of a failed write.
 # timeout: 150
 . "$(dirname "$0")/lib.sh"
 
@@ -67,12 +68,21 @@ try() {
     timeout 10 cmp -n $((4 * c)) "$device" /dev/zero || die 'what was discarded is not zero'
 }
 
+mkdir -p /run/udev/rules.d
+rules=/run/udev/rules.d/99-test.rules
+echo "ACTION==\"change\", KERNEL==\"ploop*\", ENV{PLOOP_SPACE}==\"full\", RUN+=\"/usr/bin/touch $TEST_DIR/full-%k\"" >"$rules"
+udevadm control --reload
+listen
 for kind in one chain; do
     try "$kind"
+    expect_event "DEVNAME=$device" PLOOP_SPACE=full
+    retry 20 test -e "$TEST_DIR/full-${device##*/}" || die 'the rule for udev was not followed'
+    rm "$TEST_DIR/full-${device##*/}"
     rm "$SCRATCH/filler"
     mount -o remount,size=64M "$SCRATCH"
     for i in "${writers[@]}"; do wait "$i" || die 'a write that waited for space failed'; done
     retry 10 says_there_is || die 'nothing says that there is space again'
+    expect_event "DEVNAME=$device" PLOOP_SPACE=ok
     direct 0 16
     direct 400 16
     detach "$device"
@@ -85,6 +95,9 @@ for kind in one chain; do
     rm "$SCRATCH"/*
     mount -o remount,size=8M "$SCRATCH"
 done
+stop_listening
+rm "$rules"
+udevadm control --reload
 
 note 'discarded clusters are space'
 try one

@@ -8,3 +8,6 @@ scratch_fs tmpfs
 ploopctl create -s 64M "$SCRATCH/disk.img" >/dev/null
 plooptest ioctl-table "$SCRATCH/disk.img" >&2
 ploopctl check "$SCRATCH/disk.img" >&2
+# The versions of tool and module are those of one build.
+mapfile -t version < <(ploopctl --version)
+[[ ${version[1]-} == "module ${version[0]#ploopctl } (interface "*')' ]] || die "--version says: ${version[*]}"

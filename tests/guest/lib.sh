@@ -9,6 +9,10 @@
 #   # allow-log: REGEX            (kernel lines this test is known to cause)
 #   # module: ARGUMENTS           (parameters for insmod; `none`: the test loads it)
 #   # mutant: NAME                (needs ploop-mutant-NAME.ko, in $BIN)
+#   # cpus: N                     (processors of the guest; default 2)
+#   # memory: MIB                 (of the guest, where the usual is 2048)
+#   # boot: WORDS                 (on its kernel's command line; an unknown one does no harm)
+#   # kills: QUICK SOAK           (so often the guest is killed after this printed "kill: now")
 #   . "$(dirname "$0")/lib.sh"
 #
 # It runs alone on a freshly loaded module, in the empty directory $TEST_DIR, and
@@ -22,12 +26,15 @@ set -Eeuo pipefail
 # shellcheck disable=SC2034 # for the tests
 BIN=/payload/bin                # ploopctl and plooptest are also in PATH
 SCRATCH=/mnt/scratch            # where scratch_fs mounts
-: "${TEST_DIR:=/tmp}" "${TEST_REASON:=/dev/null}" "${EFFORT:=quick}"
+: "${TEST_DIR:=/tmp}" "${TEST_REASON:=/dev/null}" "${EFFORT:=quick}" "${TIME_FACTOR:=1}"
 
 trap 'status=$?; [[ $BASHPID != "$$" ]] || echo "${BASH_SOURCE[0]##*/}:$LINENO: status $status from: $BASH_COMMAND" | tee "$TEST_REASON" >&2' ERR
 
 # share QUICK SOAK: how much of it `make test` does, and `make soak`.
 share() { if [[ $EFFORT == soak ]]; then echo "$2"; else echo "$1"; fi; }
+
+# limit SECONDS: so many, on a machine as slow as was said.
+limit() { echo $(($1 * TIME_FACTOR)); }
 
 # --- ending -------------------------------------------------------------------
 
@@ -99,6 +106,27 @@ retry() {
     done
 }
 
+# listen: writes the uevents of block devices to $TEST_DIR/events, from now on.
+listen() {
+    udevadm monitor --kernel --subsystem-match=block --property >"$TEST_DIR/events" &
+    listener=$!
+    sleep 1
+}
+
+# expect_event VARIABLE...: one was sent with all of them since `listen`.
+expect_event() {
+    retry 10 awk -v want="$*" 'BEGIN { RS = ""; n = split(want, words, " ") }
+        { has = 0; for (i = 1; i <= n; i++) has += index("\n" $0 "\n", "\n" words[i] "\n") > 0 }
+        has == n { found = 1 } END { exit !found }' "$TEST_DIR/events" ||
+        die "no event with $*: $(<"$TEST_DIR/events")"
+}
+
+# stop_listening: ends what `listen` began.
+stop_listening() {
+    kill "$listener"
+    wait "$listener" || true
+}
+
 # --- disks and file systems ---------------------------------------------------
 
 # scratch_disk [N]: the path of scratch disk N (0, 1 or 2), 4 GiB, contents
@@ -156,6 +184,18 @@ attach() {
     device=$(grep -oE '/dev/ploop[0-9]+' <<<"$device" | head -n 1)
     [[ -b $device ]] || die "ploopctl attach $* named no block device"
     echo "$device"
+}
+
+# nr_levels DEVICE: how many images it consists of; 0 if it is gone.
+nr_levels() {
+    local all=("/sys/block/${1##*/}/pdelta/"[0-9]*)
+    if [[ -e ${all[0]} ]]; then echo "${#all[@]}"; else echo 0; fi
+}
+
+# images_of DEVICE: their paths, the base first.
+images_of() {
+    local i
+    for ((i = 0; ; i++)); do cat "/sys/block/${1##*/}/pdelta/$i/image" 2>/dev/null || break; done
 }
 
 # detach DEVICE...: udev may have it open for a moment, so be patient.

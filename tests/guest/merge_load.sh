@@ -13,8 +13,6 @@ scratch_fs ext4
 
 new() { ploopctl create -s 64M -b 64K "${@:2}" "$SCRATCH/$1.img" >/dev/null; }
 
-nr_levels() { find "/sys/block/${device##*/}/pdelta" -mindepth 1 -maxdepth 1 | wc -l; }
-
 # load SECONDS: in the background, going on from what the disk holds.
 load() {
     local from=()
@@ -68,13 +66,13 @@ reattach() {
 # merge LEVEL: under load, with all there is to it.
 merge() {
     local before
-    before=$(nr_levels)
+    before=$(nr_levels "$device")
     load 90
     sleep 0.2
     timeout 90 plooptest op "$device" merge "$1" || die "merge $1 failed"
     sleep 0.2
     end_load "merge $1"
-    expect_same "$(nr_levels)" $((before - 1)) levels
+    expect_same "$(nr_levels "$device")" $((before - 1)) levels
     same "merge $1"
 }
 
@@ -142,14 +140,14 @@ for level in top 2 1; do
     refused 'errno 125' plooptest op-wait "$device"
     sleep 0.3
     end_load "cancelled merge of $level"
-    expect_same "$(nr_levels)" 4 levels
+    expect_same "$(nr_levels "$device")" 4 levels
     same "cancelled merge of $level"
     reattach ploop1 {0..3}.img
     same "cancelled merge of $level, attached again"
     plooptest op-cancel "$device" 2>/dev/null || true
 done
 note 'cancelled as it comes, and again, without attaching anew'
-for ((i = 0; i < 9; i++)); do
+for ((i = 0; i < $(share 4 9); i++)); do
     load 60
     plooptest op --start --rate $((RANDOM * 10 + 100000)) "$device" merge "$((i % 3 + 1))"
     sleep "0.$((RANDOM % 90 + 10))"
@@ -162,7 +160,7 @@ for ((i = 0; i < 9; i++)); do
     end_load "cancelled round $i"
 done
 same 'cancelled often'
-while (($(nr_levels) > 1)); do merge top; done
+while (($(nr_levels "$device") > 1)); do merge top; done
 reattach ploop1 0.img
 same 'all merged'
 detach "$device"

@@ -19,8 +19,6 @@ full() { dd if=/dev/zero of="$small/filler" bs=4k status=none 2>/dev/null || tru
 
 is_full() { [[ $(<"/sys/block/${device##*/}/pstate/space") == full ]]; }
 
-levels() { find "/sys/block/${device##*/}/pdelta" -mindepth 1 -maxdepth 1 | wc -l; }
-
 # put MIB: one MiB of other data, to the disk and the model.
 put() {
     dd if=/dev/urandom of="$TEST_DIR/part" bs=1M count=1 status=none
@@ -65,7 +63,7 @@ end() {
 note 'merge of the top'
 build
 no_space plooptest op "$device" merge top
-expect_same "$(levels)" 2 levels
+expect_same "$(nr_levels "$device")" 2 levels
 same 'merge without space'
 # The top has space.
 put 30
@@ -98,11 +96,11 @@ timeout 10 cmp -n $((12 << 20)) "$device" "$TEST_DIR/model" >&2 || die 'reads ar
 rm "$small/filler"
 mount -o remount,size=128M "$small"
 timeout 60 plooptest op-wait "$device" >"$TEST_DIR/why" 2>&1 || true
-note "$(<"$TEST_DIR/why"), $(levels) levels"
+note "$(<"$TEST_DIR/why"), $(nr_levels "$device") levels"
 for i in "${writers[@]}"; do wait "$i" || die 'a parked write failed'; done
 same 'parked writes'
-(($(levels) == 1)) || timeout 60 plooptest op "$device" merge top || die 'the merge fails with space'
-expect_same "$(levels)" 1 levels
+(($(nr_levels "$device") == 1)) || timeout 60 plooptest op "$device" merge top || die 'the merge fails with space'
+expect_same "$(nr_levels "$device")" 1 levels
 end "$small/0.img"
 rm "$small"/*
 mount -o remount,size=24M "$small"
@@ -113,7 +111,7 @@ ploopctl create -s 64M -b 64K "$SCRATCH/2.img" >/dev/null
 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/2.img"
 put 20
 no_space plooptest op "$device" merge 1
-expect_same "$(levels)" 3 levels
+expect_same "$(nr_levels "$device")" 3 levels
 put 21
 same 'merge without space'
 rm "$small/filler"
@@ -134,7 +132,7 @@ timeout 100 dd if="$TEST_DIR/part2" of="$device" bs=1M seek=40 oflag=direct conv
 writer=$!
 retry 20 is_full || die 'nothing is parked'
 no_space plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
-expect_same "$(levels)" 3 levels
+expect_same "$(nr_levels "$device")" 3 levels
 no_space plooptest op "$device" grow $((65 << 11))
 timeout 60 plooptest op "$device" compact && note 'compaction succeeded while writes are parked'
 kill -0 "$writer" || die 'the write did not wait'

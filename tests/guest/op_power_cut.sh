@@ -9,8 +9,8 @@
 . "$(dirname "$0")/power-cut-lib"
 . "$(dirname "$0")/op-power-cut-lib"
 
-try chain "$(share 4 40)"
-try middle "$(share 3 40)"
-try cancel "$(share 4 40)"
-try grow "$(share 4 40)"
-try compact "$(share 4 40)"
+try chain "$(share 3 60)"
+try middle "$(share 2 60)"
+try cancel "$(share 3 60)"
+try grow "$(share 3 60)"
+try compact "$(share 3 60)"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# Twenty power cuts under a load that makes every write durable, on a disk that
+# Twelve power cuts (soak: 250) under a load that makes every write durable, on a disk that
 # drops what was not flushed: the image is repaired without loss by attach, and
 # every write that was acknowledged is there.
 # timeout: 300
@@ -16,5 +16,5 @@ try() {
     done
 }
 
-try flush 14
-try fua 6
+try flush "$(share 8 150)"
+try fua "$(share 4 100)"

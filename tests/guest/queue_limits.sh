@@ -10,6 +10,17 @@ device=$(attach "$SCRATCH/disk.img")
 queue=/sys/block/${device##*/}/queue
 expect_same "$(<"$queue/write_cache")" 'write back' write_cache
 expect_same "$(<"$queue/fua")" 1 fua
+# What blk-mq sets by itself must outlive our limits.
+expect_same "$(<"$queue/iostats")" 1 iostats
+# Without NOWAIT io_uring passes each request to a thread. Where one would wait, EAGAIN is right.
+python3 - "$device" <<'END' || die 'the disk does not take I/O that must not wait'
+import errno, mmap, os, sys
+buffer = mmap.mmap(-1, 4096)
+try:
+    os.preadv(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), [buffer], 0, os.RWF_NOWAIT)
+except OSError as e:
+    sys.exit(0 if e.errno == errno.EAGAIN else e)
+END
 expect_same "$(<"$queue/optimal_io_size")" $((256 << 10)) optimal_io_size
 expect_same "$(<"$queue/chunk_sectors")" 512 chunk_sectors
 size=$(<"$queue/logical_block_size")

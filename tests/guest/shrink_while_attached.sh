@@ -3,7 +3,9 @@
 # Somebody cuts the image file while it is attached: requests to what is gone
 # fail and do not make the file longer again, which would hide that data is gone;
 # what is still there is read; detach says that the image is not clean, and the
-# next attach refuses it until somebody has decided to do without.
+# next attach refuses it until somebody has decided to do without. With the
+# blocks pinned nobody can: see inline_io.
+# module: bdev=0
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4

@@ -14,8 +14,6 @@ scratch_fs xfs
 # new NAME CREATE_OPTIONS...
 new() { ploopctl create "${@:2}" "$SCRATCH/$1.img" >/dev/null; }
 
-levels() { find "/sys/block/${device##*/}/pdelta" -mindepth 1 -maxdepth 1 | wc -l; }
-
 sums() { sha256sum "$@" | cut -d' ' -f1; }
 
 # chain N: the images up to level N.
@@ -37,7 +35,7 @@ for i in 1 2 3 4 5; do
     timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/$i.img" || die "snapshot $i failed"
     before+=("$(sums "$SCRATCH/$((i - 1)).img")")
 done
-expect_same "$(levels)" 6 levels
+expect_same "$(nr_levels "$device")" 6 levels
 sleep 0.5
 touch "$TEST_DIR/stop"
 wait "$load" || die 'the load found something wrong'
@@ -62,7 +60,7 @@ refused() {
     shift 2
     was=$(sums "$file")
     expect_fail timeout 30 plooptest snapshot "$@" "$device" "$file"
-    expect_same "$(levels)" 6 "$what: levels"
+    expect_same "$(nr_levels "$device")" 6 "$what: levels"
     [[ $what == busy ]] || expect_same "$(sums "$file")" "$was" "$what: the refused image"
     dd if="$TEST_DIR/data" of="$device" bs=64k seek=3 oflag=direct conv=notrunc,fsync status=none ||
         die "$what: no write after it"
@@ -113,7 +111,8 @@ churn() {
 # mounted NR: snapshots of the file systems mounted at $TEST_DIR/fs1 ..., which
 # are partitions if there are several.
 mounted() {
-    local nr=$1 loads=() i part before read fs
+    local nr=$1 loads=() i part before read fs nr_snapshots
+    nr_snapshots=$(share 3 9)
     for ((fs = 1; fs <= nr; fs++)); do
         truncate -s 8M "$TEST_DIR/fs$fs/load"
         plooptest load --seed $((seed + fs)) --jobs 2 --seconds 90 --stop "$TEST_DIR/stop" "$TEST_DIR/fs$fs/load" &
@@ -121,7 +120,7 @@ mounted() {
         churn "$TEST_DIR/fs$fs" &
         loads+=($!)
     done
-    for i in 1 2 3 4 5; do
+    for ((i = 1; i <= nr_snapshots; i++)); do
         sleep 0.3
         new "$i" -s 96M -b 64K
         timeout 60 plooptest snapshot --freeze --cluster-log 7 "$device" "$SCRATCH/$i.img" || die "snapshot $i failed"
@@ -141,7 +140,7 @@ mounted() {
     touch "$TEST_DIR/stop"
     for i in "${loads[@]}"; do wait "$i" || die 'a load failed'; done
     for ((fs = 1; fs <= nr; fs++)); do umount "$TEST_DIR/fs$fs"; done
-    chain 5
+    chain "$nr_snapshots"
     detach "$device"
     device=$(attach "${images[@]}")
     udevadm settle -t 10 || true

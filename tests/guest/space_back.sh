@@ -59,13 +59,15 @@ try() {
     # A journal that still holds deletions discards when it is closed.
     umount "$TEST_DIR/fs"
     detach "$device"
+    # At rest: the file of an attached image is grown ahead of what is written, if only to the
+    # journal while the file system is looked at.
+    have=$(blocks "${images[-1]}")
     sum=$(sha256sum "$SCRATCH/0.img")
     device=$(attach "${images[@]}")
     e2fsck -fn "$device" >&2 || die 'the file system is damaged'
     mount "$device" "$TEST_DIR/fs"
     cmp "$TEST_DIR/fs/big3" "$TEST_DIR/random" || die 'the file left is wrong'
     data=$(used)
-    have=$(blocks "${images[-1]}")
     note "$data KiB of data, $have KiB in the top, $lower KiB below, $peak bytes at most"
     data=$(in_use)
     ((have <= data + data / 50 + 6 * c)) || die "$have KiB are used for $data KiB of data"
@@ -81,8 +83,10 @@ try() {
     umount "$TEST_DIR/fs"
     e2fsck -fn "$device" >&2 || die 'the file system is damaged'
     data=$(in_use)
+    detach "$device"
     have=$(blocks "${images[-1]}")
-    ((have <= data + data / 50 + 6 * c + 9 * 1024)) || die "refilled, $have KiB are used for $data KiB of data"
+    device=$(attach "${images[@]}")
+    ((have <= data + data / 50 + 6 * c)) || die "refilled, $have KiB are used for $data KiB of data"
     note 'all of the disk discarded'
     blkdiscard -f "$device"
     zeros

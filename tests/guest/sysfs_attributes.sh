@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# The sysfs files that libploop and people read say what is true.
+# The sysfs files that libploop and people read say what is true, and so does what
+# ploopctl stat makes of them.
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4
@@ -25,5 +26,46 @@ number=$(stat -c %d "$image")
 is pdelta/0/image_info "ino:$(stat -c %i "$image")
 sdev:$((number >> 8)):$((number & 255))"
 expect_same "$(<"$dir/size")" $((64 << 11)) size
+
+note 'what was done is counted'
+before=$(ploopctl stat --json "$device")
+dd if=/dev/urandom of="$device" bs=64k count=16 oflag=direct conv=fsync status=none
+dd if="$device" of=/dev/null bs=4k count=8 iflag=direct status=none
+blkdiscard -o 0 -l 131072 "$device"
+after=$(ploopctl stat --json)
+more() { jq -n --argjson a "$before" --argjson b "$after" "\$b.devices[0].counters.$1 - \$a.devices[0].counters.$1"; }
+for want in write_bytes:1048576 discards:1 discard_bytes:131072 allocated_clusters:16 discarded_clusters:2 io_errors:0; do
+    expect_same "$(more "${want%:*}")" "${want#*:}" "${want%:*} more"
+done
+# udev may have read, too, and a flush counts as a write of nothing.
+(($(more reads) >= 8 && $(more writes) >= 16 && $(more read_bytes) >= 32768 && $(more flushes) >= 1 && $(more commits) >= 1)) || die "$after"
+jq -e '.devices[0].image_file | .file_size > 0 and .allocated_size > 0 and .host_free > 0' <<<"$after" >/dev/null || die "$after"
+ploopctl stat | grep -q "^${device##*/} .* running$" || die 'stat does not show the device'
+
+note 'as metrics, which replace a file at once'
+echo old >"$TEST_DIR/ploop.prom"
+ploopctl stat --prometheus --output "$TEST_DIR/ploop.prom"
+grep -q "^ploop_writes_completed_total{device=\"${device##*/}\"} [1-9]" "$TEST_DIR/ploop.prom" || die "$(<"$TEST_DIR/ploop.prom")"
+grep -q "^ploop_device_info{device=\"${device##*/}\",cookie=\"a name\",format=\"ploop1\"" "$TEST_DIR/ploop.prom" || die 'no info'
+grep -q old "$TEST_DIR/ploop.prom" && die 'the file was added to'
+expect_same "$(ls "$TEST_DIR")" ploop.prom 'what is left'
+expect_fail ploopctl stat --prometheus --output "$TEST_DIR/missing/ploop.prom"
+
+note 'watched, until a signal ends it'
+ploopctl stat --watch 1 "$device" >"$TEST_DIR/watched" &
+watcher=$!
+retry 20 grep -q "^${device##*/} " "$TEST_DIR/watched"
+kill -INT "$watcher"
+wait "$watcher" || die "ended by a signal, stat --watch says $?"
+head -n 1 "$TEST_DIR/watched" | grep -q '^DEVICE .*r/s.* STATE$' || die "$(<"$TEST_DIR/watched")"
+# All that it watches is gone.
+ploopctl stat --watch 1 "$device" >/dev/null 2>&1 &
+watcher=$!
+sleep 2
 detach "$device"
+status=0
+wait "$watcher" || status=$?
+expect_same "$status" 40 'status of stat --watch of no device'
+expect_fail ploopctl stat "$device"
+ploopctl stat >&2
 [[ ! -e $dir ]] || die "$dir outlived the device"

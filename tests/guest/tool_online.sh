@@ -35,9 +35,11 @@ sync -f "$at"
 ploopctl trim image | tee "$TEST_DIR/said"
 grep -q "^$at: .* trimmed" "$TEST_DIR/said" || die 'nothing was trimmed'
 before=$(stat -c %s image)
+listen
 ploopctl compact "$device"
 after=$(stat -c %s image)
 ((after + (30 << 20) < before)) || die "compacted from $before to $after"
+expect_event "DEVNAME=$device" PLOOP_OP=compact PLOOP_ERRNO=0
 expect_same_bytes "$at/kept" "$TEST_DIR/kept"
 umount "$at"
 ploopctl trim "$device" 2>"$TEST_DIR/said"
@@ -77,6 +79,7 @@ ploopctl op cancel "$device"
 status=0
 wait "$merge" || status=$?
 expect_same "$status" 29 'status of the merge that was ended'
+expect_event "DEVNAME=$device" PLOOP_OP=merge PLOOP_ERRNO=125
 same
 # Its tool killed, the operation goes on.
 ploopctl merge --rate 8M base top &

@@ -9,7 +9,7 @@ use ploop_pure::check::{BatScan, Length, Problem};
 use ploop_pure::layout::extension::{self, Item, Shape};
 use ploop_pure::layout::ploop1::{Header, RawHeader, HEADER_BYTES};
 use ploop_pure::repair::{Plan, Scope};
-use ploop_pure::units::{ImageCluster, INDEX_PAGE_BYTES};
+use ploop_pure::units::INDEX_PAGE_BYTES;
 use ploopctl::copy::{receive, Silent};
 use ploopctl::descriptor::{self, Descriptor};
 use ploopctl::image::{repair, Access, Image};
@@ -18,23 +18,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use zerocopy::little_endian::U32;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Largest cluster that is tried where files are made.
 const CLUSTER_MAX: u64 = 256 << 10;
 /// Longest file that is made, in clusters.
 const CLUSTERS_MAX: u64 = 64;
 
-/// A directory of this process, in memory.
+/// A directory of this process, where temporary files go: best in memory.
 fn place() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE.get_or_init(|| {
-        let base = if Path::new("/dev/shm").is_dir() {
-            PathBuf::from("/dev/shm")
-        } else {
-            std::env::temp_dir()
-        };
-        let path = base.join(format!("ploop-fuzz-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("ploop-fuzz-{}", std::process::id()));
         fs::create_dir_all(&path).expect("a directory to work in");
         path
     })
@@ -255,11 +250,4 @@ pub fn backup(data: &[u8]) {
         assert!(part.is_zero || reader.data().len() as u64 == part.end - part.start);
         end = part.end;
     }
-}
-
-/// A header and an empty table, to begin with: `layout` and `image` need one to get anywhere.
-pub fn seed(header: Header) -> Vec<u8> {
-    let mut bytes = header.encode().as_bytes().to_vec();
-    bytes.resize(header.cluster.offset(ImageCluster(1)) as usize, 0);
-    bytes
 }

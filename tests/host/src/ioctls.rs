@@ -189,12 +189,45 @@ fn bad_control_arguments(t: &mut Table, d: &mut Device) {
         abi::CTL_REMOVE,
         absent,
     );
+    bad_version(t, d);
     for (what, request) in [
         ("ADD_DELTA on the control device", abi::ADD_DELTA),
         ("an unknown number", 0x508F),
         ("another letter", 0xC020_4C80),
     ] {
         t.refuse_control(d, what, ENOTTY, request, Arg::Bytes(good.as_bytes()));
+    }
+}
+
+fn bad_version(t: &mut Table, d: &mut Device) {
+    let good = abi::Version::read();
+    let fields: [Bad<abi::Version>; 7] = [
+        ("size 0", |a| a.size = 0),
+        ("size 65", |a| a.size = 65),
+        ("flags", |a| a.flags = 1),
+        ("interface", |a| a.interface = 1),
+        ("oldest", |a| a.oldest = 1),
+        ("name", |a| a.name[31] = 1),
+        ("reserved 1", |a| a.reserved[1] = 1),
+    ];
+    for (what, change) in fields {
+        let mut arg = good;
+        change(&mut arg);
+        let (what, bytes) = (format!("CTL_VERSION {what}"), Arg::Bytes(arg.as_bytes()));
+        t.refuse_control(d, &what, EINVAL, abi::CTL_VERSION, bytes);
+    }
+    let short = Arg::Bytes(&good.as_bytes()[..20]);
+    for (what, arg) in [("NULL", Arg::Null), ("short", short)] {
+        let what = format!("CTL_VERSION {what}");
+        t.refuse_control(d, &what, EFAULT, abi::CTL_VERSION, arg);
+    }
+    let answer = d
+        .memory
+        .ioctl(&d.control, abi::CTL_VERSION, Arg::Bytes(good.as_bytes()));
+    let want = abi::Version::ours();
+    let is_ours = answer.is_ok_and(|(_, bytes)| bytes.starts_with(want.as_bytes()));
+    if !is_ours {
+        t.wrong.push("CTL_VERSION tells another version".into());
     }
 }
 
@@ -427,7 +460,11 @@ fn unprivileged(t: &mut Table, d: &mut Device, delta: &abi::AddDelta) -> io::Res
         }
     }
     let arg = abi::DeviceArg::new(-1);
-    for (what, request) in [("CTL_ADD", abi::CTL_ADD), ("CTL_REMOVE", abi::CTL_REMOVE)] {
+    for (what, request) in [
+        ("CTL_ADD", abi::CTL_ADD),
+        ("CTL_REMOVE", abi::CTL_REMOVE),
+        ("CTL_VERSION", abi::CTL_VERSION),
+    ] {
         let what = format!("{what}, unprivileged");
         t.refuse_control(d, &what, EPERM, request, Arg::Bytes(arg.as_bytes()));
     }

@@ -15,7 +15,9 @@ pub mod engine;
 pub mod guest;
 mod judge;
 pub mod offline;
+mod recover;
 mod run;
+pub mod story;
 
 use blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
 use disk::{Disk, Image, Stamp};
@@ -80,6 +82,18 @@ pub enum Fault {
     ReservedUnfrozen,
     /// A failed FUA write takes the batch from a commit that runs, which goes on.
     PoisonSettles,
+    /// A commit writes a page while the last commit's write of it is on its way.
+    PageWrittenTwice,
+    /// The source of a merge is taken out before the last entries are dropped from it durably.
+    MergeEndUncommitted,
+    /// The source of a merge of lower deltas is taken out before the destination's index is durable.
+    LowerUncommitted,
+    /// The steps of a repair are not made durable one after the other.
+    RepairUnsynced,
+    /// The closed header is written with the entries of page 0 as they were at attach.
+    StaleEntries,
+    /// Page 0 is committed with the header as it was before the mark.
+    StaleHeader,
 }
 
 /// What is done to the chain while requests run.
@@ -91,7 +105,9 @@ pub enum Op {
     Chain,
     /// Compaction.
     Compact,
-    /// Any of these: the top that is compacted may have another image below.
+    /// Snapshots of up to four images, merges of two lower ones, and of the top.
+    Lower,
+    /// `Chain` or `Compact`: the top that is compacted may have another image below.
     Mixed,
     /// Growth of the disk.
     Grow,
@@ -138,6 +154,8 @@ pub struct Config {
     pub sync_fail_percent: u64,
     /// Power cuts tried after each action.
     pub cuts: u32,
+    /// Power cuts after which the chain is repaired, with the power cut meanwhile.
+    pub recover_percent: u64,
     /// What the executor does wrong.
     pub fault: Fault,
 }
@@ -165,12 +183,13 @@ impl Config {
             fail_percent: 0,
             sync_fail_percent: 0,
             cuts: 2,
+            recover_percent: 5,
             fault: Fault::None,
         }
     }
 
     /// One of each kind of workload, for a short look.
-    pub fn all() -> [Self; 5] {
+    pub fn all() -> [Self; 7] {
         let usual = Self::usual();
         let base = Self {
             below: false,
@@ -185,7 +204,15 @@ impl Config {
         };
         [
             base.clone(),
-            op(Op::Chain, true),
+            Self {
+                fail_percent: 5,
+                ..op(Op::Chain, true)
+            },
+            Self {
+                sync_fail_percent: 3,
+                ..op(Op::Chain, false)
+            },
+            op(Op::Lower, false),
             op(Op::Compact, false),
             op(Op::Grow, false),
             usual,

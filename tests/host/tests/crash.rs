@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Power cuts after every action of the write path, and proof that the simulator would notice.
 //!
-//! `PLOOP_SEED=N` begins with another seed; a failure prints the seed of the run that failed.
+//! `PLOOP_SEED=N` begins with another seed; a failure prints the seed of the run that failed, and
+//! what happened, made as short as possible.
 
 use ploop_pure::layout::ploop1::Version;
-use plooptest::sim::{run, Config, Fault, Op, Tried};
+use plooptest::sim::story::shortest;
+use plooptest::sim::{offline, run, Config, Fault, Op, Tried};
+use std::io::Write;
 
 fn first_seed() -> u64 {
     std::env::var("PLOOP_SEED").map_or(1, |s| s.parse().expect("PLOOP_SEED is a number"))
@@ -15,10 +18,14 @@ fn runs(cfg: &Config, nr: u64) -> Result<Tried, String> {
     let first = first_seed();
     let mut all = Tried::default();
     for seed in first..first + nr {
-        let tried = run(cfg, seed)?;
-        all.steps += tried.steps;
-        all.states += tried.states;
-        all.ops += tried.ops;
+        match run(cfg, seed) {
+            Ok(tried) => all += tried,
+            Err(what) if cfg.fault == Fault::None => {
+                let story = shortest(cfg, seed).map(|s| s.to_string());
+                return Err(format!("{what}\n{}", story.unwrap_or_default()));
+            }
+            Err(what) => return Err(what),
+        }
     }
     println!("{all:?} in seeds {first} to {}", first + nr - 1);
     Ok(all)
@@ -57,7 +64,7 @@ fn noticed_in(fault: Fault, op: Op) {
 
 #[test]
 fn no_power_cut_breaks_a_promise() {
-    sound(&Config::usual(), 150, 100_000);
+    sound(&Config::usual(), 60, 60_000);
 }
 
 /// A chain of one: whatever is not in the image reads as zeros, and discards unmap.
@@ -85,7 +92,7 @@ fn sound_with_op(cfg: &Config, nr: u64, ops_min: u64) {
 
 #[test]
 fn nothing_below() {
-    sound(&base(), 60, 40_000);
+    sound(&base(), 30, 40_000);
 }
 
 /// Slots that discards released are all there is.
@@ -96,12 +103,12 @@ fn reuse_of_released_slots() {
         fail_percent: 3,
         ..base()
     };
-    sound(&cfg, 80, 40_000);
+    sound(&cfg, 40, 30_000);
 }
 
 #[test]
 fn snapshot_and_merge() {
-    sound_with_op(&with_op(Op::Chain), 100, 300);
+    sound_with_op(&with_op(Op::Chain), 40, 120);
 }
 
 #[test]
@@ -111,7 +118,7 @@ fn snapshot_and_merge_over_a_lower_delta() {
         fail_percent: 3,
         ..with_op(Op::Chain)
     };
-    sound_with_op(&cfg, 100, 300);
+    sound_with_op(&cfg, 40, 120);
 }
 
 #[test]
@@ -121,7 +128,7 @@ fn snapshot_and_merge_in_version_1_on_a_4k_disk() {
         piece_sectors: 8,
         ..with_op(Op::Chain)
     };
-    sound_with_op(&cfg, 50, 150);
+    sound_with_op(&cfg, 25, 75);
 }
 
 #[test]
@@ -130,7 +137,7 @@ fn snapshot_and_merge_with_failed_syncs() {
         sync_fail_percent: 4,
         ..with_op(Op::Chain)
     };
-    sound_with_op(&cfg, 100, 100);
+    sound_with_op(&cfg, 40, 40);
 }
 
 /// More dirty pages at the switch than are copied at once.
@@ -152,7 +159,7 @@ fn snapshot_and_merge_of_many_pages() {
 
 #[test]
 fn compaction() {
-    sound_with_op(&with_op(Op::Compact), 100, 400);
+    sound_with_op(&with_op(Op::Compact), 40, 160);
 }
 
 #[test]
@@ -162,7 +169,7 @@ fn compaction_with_failed_writes() {
         below: true,
         ..with_op(Op::Compact)
     };
-    sound_with_op(&cfg, 50, 200);
+    sound_with_op(&cfg, 25, 100);
 }
 
 #[test]
@@ -172,12 +179,39 @@ fn compaction_between_snapshots_and_merges() {
         ops: 8,
         ..with_op(Op::Mixed)
     };
-    sound_with_op(&cfg, 60, 400);
+    sound_with_op(&cfg, 25, 160);
+}
+
+/// Up to four images; merges of any two of them, which may be given up.
+#[test]
+fn merges_of_lower_deltas() {
+    for below in [false, true] {
+        sound_with_op(&lower(below), 20, 100);
+    }
+}
+
+#[test]
+fn merges_of_lower_deltas_in_version_1_on_a_4k_disk() {
+    let cfg = Config {
+        version: Version::V1,
+        piece_sectors: 8,
+        ..lower(false)
+    };
+    sound_with_op(&cfg, 15, 75);
+}
+
+fn lower(below: bool) -> Config {
+    Config {
+        requests: 150,
+        ops: 8,
+        below,
+        ..with_op(Op::Lower)
+    }
 }
 
 #[test]
 fn growth() {
-    sound_with_op(&with_op(Op::Grow), 100, 400);
+    sound_with_op(&with_op(Op::Grow), 40, 160);
 }
 
 #[test]
@@ -187,7 +221,7 @@ fn version_1_on_a_4k_disk() {
         piece_sectors: 8,
         ..Config::usual()
     };
-    sound(&cfg, 60, 40_000);
+    sound(&cfg, 30, 30_000);
 }
 
 #[test]
@@ -197,7 +231,7 @@ fn failed_writes_and_a_full_image() {
         fail_percent: 20,
         ..Config::usual()
     };
-    sound(&cfg, 80, 40_000);
+    sound(&cfg, 40, 30_000);
 }
 
 #[test]
@@ -206,13 +240,13 @@ fn failed_syncs_poison() {
         sync_fail_percent: 15,
         ..Config::usual()
     };
-    sound(&cfg, 100, 20_000);
+    sound(&cfg, 50, 15_000);
 }
 
 /// Of the O_DSYNC writes of FUA too, while commits run.
 #[test]
 fn failed_fua_writes_poison() {
-    sound(&failed_fua(Fault::None), 60, 20_000);
+    sound(&failed_fua(Fault::None), 30, 15_000);
 }
 
 #[test]
@@ -377,4 +411,87 @@ fn growth_and_compaction_of_an_empty_image() {
         };
         sound_with_op(&cfg, 100, 100);
     }
+}
+
+#[test]
+fn a_source_taken_out_early_is_noticed() {
+    noticed(Fault::LowerUncommitted, |c| {
+        *c = Config {
+            fault: c.fault,
+            ..lower(false)
+        };
+    });
+}
+
+#[test]
+fn a_page_written_twice_at_once_is_noticed() {
+    noticed(Fault::PageWrittenTwice, |_| ());
+}
+
+#[test]
+fn a_merge_ended_uncommitted_is_noticed() {
+    noticed_in(Fault::MergeEndUncommitted, Op::Chain);
+}
+
+#[test]
+fn an_unsynced_repair_is_noticed() {
+    noticed(Fault::RepairUnsynced, |_| ());
+}
+
+#[test]
+fn stale_entries_under_a_header_are_noticed() {
+    noticed(Fault::StaleEntries, |_| ());
+}
+
+#[test]
+fn a_stale_header_over_entries_is_noticed() {
+    noticed(Fault::StaleHeader, |_| ());
+}
+
+/// What breaks in a hundred requests breaks in a few, and it is the same few each time.
+#[test]
+fn a_failure_is_told_as_a_short_story() {
+    let cfg = Config {
+        fault: Fault::CopyLate,
+        ..Config::usual()
+    };
+    let seed = (1..).find(|seed| run(&cfg, *seed).is_err()).unwrap();
+    let story = shortest(&cfg, seed).unwrap();
+    println!("{story}");
+    let begun = story.lines.iter().filter(|l| l.starts_with("new: "));
+    assert!(story.nr_steps <= 30 && begun.count() <= 5, "{story}");
+    assert!(story.lines.last().unwrap().contains("lost ["), "{story}");
+    assert_eq!(shortest(&cfg, seed).unwrap().lines, story.lines);
+}
+
+/// Of every kind of workload and every operation on files at rest, so many that all of them
+/// together are what is promised: 100,000 cut points, or a million with `PLOOP_EFFORT=soak`.
+#[test]
+fn cut_points_in_number() {
+    let is_soak = std::env::var("PLOOP_EFFORT").is_ok_and(|e| e == "soak");
+    let (seeds, floor) = match is_soak {
+        true => (90, 1_000_000),
+        false => (10, 100_000),
+    };
+    let (mut all, first) = (Tried::default(), first_seed());
+    for cfg in Config::all() {
+        match runs(&cfg, seeds) {
+            Ok(tried) => all += tried,
+            Err(what) => panic!("{what}\nwith {cfg:?}"),
+        }
+    }
+    for op in offline::Op::ALL {
+        for seed in first..first + seeds {
+            all += offline::run(&offline::Config::usual(op), seed).unwrap();
+        }
+    }
+    // Not captured: the figure belongs into the log.
+    let mut log = std::io::stderr();
+    writeln!(
+        log,
+        "crash simulator: {} cut points, {} states judged, {} chains repaired, {} operations",
+        all.steps, all.states, all.recoveries, all.ops
+    )
+    .unwrap();
+    assert!(all.steps >= floor, "only {all:?}");
 }

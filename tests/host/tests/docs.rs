@@ -188,6 +188,19 @@ fn the_states_admit_what_the_table_says() {
     }
 }
 
+/// Module, tool and packages are of one version.
+#[test]
+fn there_is_one_version() {
+    let changelog = text("debian/changelog");
+    let first = named(&changelog, "ploop (", ')').remove(0);
+    assert_eq!(first, abi::VERSION);
+    for package in ["userspace/Cargo.toml", "rust/pure/Cargo.toml"] {
+        let text = text(package);
+        let version = named(&text, "\nversion = \"", '"').remove(0);
+        assert_eq!(version, abi::VERSION, "{package}");
+    }
+}
+
 /// What `prefix` introduces in `source`, up to `end`.
 fn named<'a>(source: &'a str, prefix: &str, end: char) -> Vec<&'a str> {
     let parts = source.split(prefix).skip(1);
@@ -276,7 +289,7 @@ fn every_mutant_belongs_to_a_rule() {
             continue;
         }
         let source = std::fs::read_to_string(path).unwrap();
-        let found = named(&source, "mutant = \"", '"');
+        let found = named(&source, "mutant!(\"", '"');
         mutants.extend(found.into_iter().map(str::to_string));
     }
     assert!(!mutants.is_empty());
@@ -297,6 +310,42 @@ fn every_mutant_belongs_to_a_rule() {
             "there is no fault {fault}"
         );
     }
+}
+
+/// The list of what is broken on purpose has every mutant and every fault, each under a rule that
+/// names it, with tests that exist; and every rule is in it.
+#[test]
+fn what_is_broken_on_purpose_is_listed() {
+    let architecture = text("docs/architecture.md");
+    let rules = table("docs/architecture.md", "| rule | decided | done |");
+    let tests = text("tests/host/tests/crash.rs") + &text("tests/host/tests/mutants.rs");
+    let mut listed = BTreeSet::new();
+    let mut broken = BTreeSet::new();
+    for row in table("docs/testing.md", "| rule | mutant or fault |") {
+        for name in row[1].split(", ") {
+            assert!(listed.insert(name.to_string()), "{name} is listed twice");
+            for rule in row[0].split(", ") {
+                let of_rule = rules.iter().find(|r| r[0] == rule).unwrap();
+                let mut words = of_rule[3].split([' ', ',', ';']);
+                assert!(words.any(|w| w == name), "rule {rule} does not name {name}");
+                broken.insert(rule.to_string());
+            }
+        }
+        for test in row[3].split(", ") {
+            assert!(tests.contains(&format!("fn {test}()")), "no test {test}");
+        }
+    }
+    assert_eq!(broken.len(), rules.len(), "only {broken:?} are broken");
+    let sim = text("tests/host/src/sim.rs");
+    let faults = sim.split("pub enum Fault {").nth(1).unwrap();
+    let faults = faults.split("\n}").next().unwrap().lines();
+    let faults = faults.filter(|l| !l.contains("///"));
+    let faults = faults.filter_map(|l| l.trim().strip_suffix(','));
+    let words = ["mutant `", "fault `"];
+    let named = words.into_iter().flat_map(|w| named(&architecture, w, '`'));
+    let all: BTreeSet<_> = faults.chain(named).filter(|f| *f != "None").collect();
+    let listed: BTreeSet<_> = listed.iter().map(String::as_str).collect();
+    assert_eq!(listed, all);
 }
 
 fn pages() -> Vec<String> {
@@ -388,6 +437,7 @@ fn c_name(structure: &str) -> &'static str {
         "AddDelta" => "ploop_add_delta",
         "GetDevice" => "ploop_getdevice_ctl",
         "DeviceArg" => "ploop_device_arg",
+        "Version" => "ploop_version",
         "Truncate" => "ploop_truncate_ctl",
         "IndexUpdate" => "ploop_index_update_ctl",
         "ReverseMap" => "reverse_map",

@@ -27,6 +27,16 @@ impl Blocks {
         FIRST + self.0.len() as Stamp - 1
     }
 
+    /// How many there are.
+    pub fn nr(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Forgets all but the first `nr`.
+    pub fn truncate(&mut self, nr: usize) {
+        self.0.truncate(nr);
+    }
+
     /// What the stamp stands for; nothing if it is of data.
     pub fn get(&self, stamp: Stamp) -> Option<[u32; WORDS]> {
         match stamp {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The model of an image file on a disk with a volatile cache.
 //!
-//! A sector's content is a [`Stamp`]. A write is cut into pieces; each piece that no completed
-//! sync covers may be there after a power cut or not, whatever happened to the others, and so may
-//! a change of the file's length.
+//! A sector's content is a [`Stamp`]. After a power cut, each write, punched hole and change of the
+//! length that no completed sync covers is there, or not, or in part: any pieces of a write, any
+//! length between the old one and the new one. What happened to one says nothing about another,
+//! so they reach the disk in any order.
 
 use crate::rng::Rng;
+use std::fmt;
 
 /// What a sector holds; 0 is zeros.
 pub type Stamp = u32;
@@ -47,6 +49,36 @@ impl Image {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(u64);
 
+/// How a power cut treats what is not durable.
+#[derive(Debug, Clone, Copy)]
+enum Mood {
+    /// Each piece is kept in so many of 100 cases.
+    Pieces(u64),
+    /// Each operation is kept in so many of 100 cases, else lost; some are torn.
+    Operations(u64),
+    /// The operation of this number is lost, all others are kept.
+    AllBut(usize),
+    /// The other way round.
+    Only(usize),
+}
+
+/// What a power cut does to an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    Lost,
+    Torn,
+}
+
+/// What a power cut leaves of a change.
+#[derive(Debug, Clone, Copy)]
+enum Left {
+    All,
+    Nothing,
+    /// Of a change of the length: this length.
+    Length(usize),
+}
+
 /// Names what a sync covers: everything completed before the sync started.
 #[derive(Debug, Clone, Copy)]
 pub struct Covered(OpId);
@@ -55,6 +87,18 @@ pub struct Covered(OpId);
 enum Change {
     Piece { first: usize, stamps: Vec<Stamp> },
     Length(usize),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Piece { first, stamps } if stamps.iter().all(|s| *s == 0) => {
+                write!(f, "zeros at {first}+{}", stamps.len())
+            }
+            Self::Piece { first, stamps } => write!(f, "{} at {first}+{}", stamps[0], stamps.len()),
+            Self::Length(len) => write!(f, "length {len}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -196,13 +240,73 @@ impl Disk {
 
     /// Cuts the power: fills `out` with what may be found after it.
     pub fn crash(&self, rng: &mut Rng, out: &mut Image) {
+        self.crash_telling(rng, out, |_, _| ());
+    }
+
+    /// What [`Self::crash`] would lose and leave with the same `rng`, in words.
+    pub fn loss(&self, rng: &mut Rng) -> String {
+        let (mut kept, mut lost) = (Vec::new(), Vec::new());
+        let mut out = self.durable.clone();
+        self.crash_telling(rng, &mut out, |change, left| match left {
+            Left::All => join(&mut kept, change.clone()),
+            Left::Length(len) => join(&mut kept, Change::Length(len)),
+            Left::Nothing => join(&mut lost, change.clone()),
+        });
+        let words = |all: &[Change]| {
+            let all: Vec<_> = all.iter().map(Change::to_string).collect();
+            all.join(", ")
+        };
+        format!("lost [{}], kept [{}]", words(&lost), words(&kept))
+    }
+
+    fn crash_telling(&self, rng: &mut Rng, out: &mut Image, mut tell: impl FnMut(&Change, Left)) {
         out.sectors.clone_from(&self.durable.sectors);
         out.len = self.durable.len;
-        let keep = [0, 20, 50, 80, 100][rng.pick(5)];
+        let nr = self.pending.len().max(1);
+        let mood = match rng.below(20) {
+            0..=11 => Mood::Pieces([0, 20, 50, 80, 100][rng.pick(5)]),
+            12..=15 => Mood::Operations([20, 50, 80][rng.pick(3)]),
+            16 | 17 => Mood::AllBut(rng.pick(nr)),
+            _ => Mood::Only(rng.pick(nr)),
+        };
+        let chosen = match mood {
+            Mood::AllBut(i) | Mood::Only(i) => self.pending.get(i).map(|p| p.op),
+            Mood::Pieces(_) | Mood::Operations(_) => None,
+        };
+        let mut last = (OpId(0), Fate::Lost);
         for p in &self.pending {
-            if rng.chance(keep) {
-                apply(out, &p.change);
+            // The pieces of an operation follow each other.
+            if p.op != last.0 {
+                let fate = match mood {
+                    Mood::Pieces(_) => Fate::Torn,
+                    Mood::Operations(_) if rng.chance(20) => Fate::Torn,
+                    Mood::Operations(keep) if rng.chance(keep) => Fate::Kept,
+                    Mood::AllBut(_) if Some(p.op) != chosen => Fate::Kept,
+                    Mood::Only(_) if Some(p.op) == chosen => Fate::Kept,
+                    Mood::Operations(_) | Mood::AllBut(_) | Mood::Only(_) => Fate::Lost,
+                };
+                last = (p.op, fate);
             }
+            let keep = match (last.1, mood) {
+                (Fate::Kept, _) => 100,
+                (Fate::Lost, _) => 0,
+                (Fate::Torn, Mood::Pieces(keep)) => keep,
+                (Fate::Torn, _) => 50,
+            };
+            let left = match &p.change {
+                _ if !rng.chance(keep) => Left::Nothing,
+                Change::Length(to) if last.1 == Fate::Torn && *to != out.len && rng.chance(30) => {
+                    let (low, high) = (out.len.min(*to), out.len.max(*to));
+                    Left::Length(low + rng.pick(high - low))
+                }
+                Change::Length(_) | Change::Piece { .. } => Left::All,
+            };
+            match left {
+                Left::All => apply(out, &p.change),
+                Left::Length(len) => out.set_len(len),
+                Left::Nothing => {}
+            }
+            tell(&p.change, left);
         }
     }
 
@@ -210,6 +314,24 @@ impl Disk {
     pub fn live(&self) -> &Image {
         &self.live
     }
+}
+
+/// Adds `change`, to the last one if it is one of neighbours with the same content.
+fn join(all: &mut Vec<Change>, change: Change) {
+    if let (
+        Some(Change::Piece { first, stamps }),
+        Change::Piece {
+            first: next,
+            stamps: more,
+        },
+    ) = (all.last_mut(), &change)
+    {
+        if *first + stamps.len() == *next && stamps.first() == more.first() {
+            stamps.extend(more);
+            return;
+        }
+    }
+    all.push(change);
 }
 
 /// Whether `new` writes every sector that `old` does. Pieces are cut at the same places.
@@ -278,6 +400,30 @@ mod tests {
         let b = d.write(3, &[8]);
         d.complete_durably(b);
         assert_eq!(outcomes(&d, 3), [8]);
+    }
+
+    #[test]
+    fn operations_are_kept_lost_and_torn_each_by_itself() {
+        let mut d = disk();
+        let ops = [d.write(0, &[1, 1]), d.write(4, &[2, 2]), d.set_len(32)];
+        for op in ops {
+            d.complete(op);
+        }
+        let (mut rng, mut seen) = (Rng::new(1), std::collections::BTreeSet::new());
+        let mut out = d.live().clone();
+        for _ in 0..4000 {
+            d.crash(&mut rng, &mut out);
+            let len = (out.len - 16) / 8;
+            seen.insert(
+                [0, 1, 4, 5]
+                    .map(|s| out.get(s))
+                    .map(|s| s > 0)
+                    .map(u8::from),
+            );
+            seen.insert([9, 9, 9, len.min(9) as u8]);
+        }
+        // 16 combinations of four sectors; lengths old, new and between.
+        assert_eq!(seen.len(), 16 + 3);
     }
 
     #[test]

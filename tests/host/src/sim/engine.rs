@@ -4,6 +4,7 @@
 //! grows, when the queue is held) is written as `docs/architecture.md` has it.
 
 mod commits;
+mod lower;
 mod merge;
 mod ops;
 mod relocate;
@@ -23,6 +24,7 @@ use ploop_pure::layout::ploop1::{locate, page_range, Header, HEADER_SLOTS, PAGE_
 use ploop_pure::map::{Place, Word};
 use ploop_pure::units::{ImageCluster, Level};
 use space::Making;
+use std::fmt;
 
 /// What the entries of a file name, by cluster of the workload.
 pub type Places = Vec<Option<ImageCluster>>;
@@ -39,7 +41,6 @@ pub struct File {
     pub(super) closed: Vec<Image>,
 }
 
-#[derive(Debug)]
 enum Job {
     /// A write, or zeroes.
     Write {
@@ -48,6 +49,8 @@ enum Job {
         range: Range,
         stamp: Stamp,
         fua: bool,
+        /// Zeroes may not unmap: WRITE ZEROES with NOUNMAP.
+        keeps_space: bool,
     },
     Read {
         range: Range,
@@ -57,6 +60,27 @@ enum Job {
     Flush {
         promise: Promise,
     },
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sectors = |r: &Range| format!("cluster {} sectors {:?}", r.cluster, r.sectors());
+        match self {
+            Self::Write {
+                range, stamp, fua, ..
+            } => {
+                let what = match (*stamp, *fua) {
+                    (0, false) => "zeroes".to_string(),
+                    (0, true) => "zeroes with FUA".to_string(),
+                    (stamp, false) => format!("write {stamp}"),
+                    (stamp, true) => format!("write {stamp} with FUA"),
+                };
+                write!(f, "{what} to {}", sectors(range))
+            }
+            Self::Read { range, .. } => write!(f, "read of {}", sectors(range)),
+            Self::Flush { .. } => write!(f, "flush"),
+        }
+    }
 }
 
 impl Job {
@@ -96,6 +120,8 @@ enum Wait {
 
 #[derive(Debug)]
 struct Task {
+    /// Drawn when it began.
+    id: u64,
     job: Job,
     wait: Wait,
     /// It may use the place it looked up, without the lock.
@@ -125,6 +151,11 @@ pub struct Engine<'a> {
     pub(super) top: usize,
     /// A file that is not in the chain: before the switch of a snapshot, or after a merge.
     pub(super) outside: Option<File>,
+    /// What a merge of lower deltas took out of the chain: it may still be found there, so many
+    /// files above the base.
+    pub(super) taken_out: Option<(usize, File)>,
+    /// What happened, if it is to be told.
+    pub(super) story: Option<Vec<String>>,
     /// Until this snapshot is done, the chain without its new top keeps every promise too.
     pub(super) old_is_enough: bool,
     /// What the disk held at the switch of a snapshot that is done: the old top's for ever.
@@ -148,6 +179,12 @@ pub struct Engine<'a> {
     op: Option<ops::Running>,
     /// Copies from the lower delta that nobody waits for: a fault.
     late: Vec<OpId>,
+    /// Who made the last step, as [`Self::id`] has it.
+    pub(super) actor: u64,
+    /// What it was about: a request that began, else the same.
+    pub(super) subject: u64,
+    /// What the last commit wrote, if that is still on its way: a fault.
+    written: commits::Copies,
     requests_left: u32,
     ops_left: u32,
     pub(super) ops_done: u32,
@@ -192,6 +229,8 @@ impl<'a> Engine<'a> {
             files,
             top,
             outside: None,
+            taken_out: None,
+            story: None,
             old_is_enough: false,
             sealed: None,
             guest,
@@ -208,6 +247,9 @@ impl<'a> Engine<'a> {
             may_clean: true,
             op: None,
             late: Vec::new(),
+            actor: 0,
+            subject: 0,
+            written: Vec::new(),
             requests_left: cfg.requests,
             ops_left: cfg.ops,
             ops_done: 0,
@@ -217,16 +259,39 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Makes one step of something chosen at random. False when there is nothing left to do.
-    pub fn step(&mut self, rng: &mut Rng) -> Result<bool, String> {
-        let choices = self.choices(rng);
-        if choices.is_empty() {
+    /// Adds to the story.
+    pub(super) fn tell(&mut self, what: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            story.push(what());
+        }
+    }
+
+    /// Nothing new begins from here on.
+    pub(super) fn take_no_more(&mut self) {
+        self.requests_left = 0;
+        self.ops_left = 0;
+    }
+
+    /// Makes one step of something chosen at random, or of `actor`. False when there is nothing left
+    /// to do, or that one cannot do anything.
+    pub fn step(&mut self, rng: &mut Rng, actor: Option<u64>) -> Result<bool, String> {
+        let luck = rng.bits();
+        let mut choices = self.choices(luck, actor.is_some());
+        if let Some(actor) = actor {
+            choices.retain(|c| self.id(*c) == actor);
+            if choices.is_empty() {
+                return Ok(false);
+            }
+        }
+        let Some(choice) = choices.into_iter().max_by_key(|c| self.mixed(luck, *c)) else {
             return match (self.tasks.first(), &self.op) {
                 (None, None) => Ok(false),
                 (task, op) => Err(format!("everybody waits: {task:?} {op:?}")),
             };
-        }
-        match choices[rng.pick(choices.len())] {
+        };
+        self.actor = self.id(choice);
+        self.subject = self.actor;
+        match choice {
             Choice::NewRequest => self.new_request(rng),
             Choice::Task(i) => self.task(i, rng)?,
             Choice::Commit => self.commit(rng)?,
@@ -241,7 +306,28 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    fn choices(&self, rng: &mut Rng) -> Vec<Choice> {
+    /// The number of a request, or one of a kind.
+    fn id(&self, choice: Choice) -> u64 {
+        match choice {
+            Choice::Task(i) => self.tasks[i].id,
+            Choice::NewRequest => 1,
+            Choice::Commit => 2,
+            Choice::Space => 3,
+            Choice::LateCopy => 4,
+            Choice::NewOp => 5,
+            Choice::Op => 6,
+        }
+    }
+
+    /// What `luck` means for a choice.
+    fn mixed(&self, luck: u64, choice: Choice) -> u64 {
+        Rng::new(luck ^ Rng::new(self.id(choice)).bits()).bits()
+    }
+
+    /// Who may make the next step; `all`, or only those who do so at once.
+    fn choices(&self, luck: u64, all: bool) -> Vec<Choice> {
+        let mut rng = Rng::new(luck);
+        let mut chance = |percent| all || rng.chance(percent);
         let mut choices = Vec::new();
         let may_start = self.requests_left > 0 && self.tasks.len() < self.cfg.in_flight;
         if may_start && !self.is_frozen {
@@ -250,7 +336,9 @@ impl<'a> Engine<'a> {
         let mut slow = Vec::new();
         for (i, task) in self.tasks.iter().enumerate() {
             match task.wait {
-                Wait::Reading | Wait::Io { .. } if task.slow && !rng.chance(3) => {
+                Wait::Reading | Wait::Io { .. }
+                    if task.slow && !all && self.mixed(luck, Choice::Task(i)) % 100 >= 3 =>
+                {
                     slow.push(Choice::Task(i));
                 }
                 Wait::Ready(_) | Wait::Reading | Wait::Io { .. } | Wait::Zeroing { .. } => {
@@ -267,14 +355,14 @@ impl<'a> Engine<'a> {
             }
         }
         let is_stuck = self.wants_commit && !self.may_clean;
-        let may_clean = self.may_clean && (self.op_wants_clean() || rng.chance(20));
+        let may_clean = self.may_clean && (self.op_wants_clean() || chance(20));
         if self.making.is_some() || (self.is_space_wanted() && !is_stuck) || may_clean {
             choices.push(Choice::Space);
         }
         let waits = |t: &Task| matches!(t.wait, Wait::NextCommit);
         let wanted = self.wants_commit || self.op_wants_commit() || self.tasks.iter().any(waits);
         let is_open = !self.gate || self.cfg.fault == Fault::GateIgnored;
-        let is_late = !self.dirty.is_clean() && !self.is_frozen && rng.chance(5);
+        let is_late = !self.dirty.is_clean() && !self.is_frozen && chance(5);
         if self.commit.is_some() || (is_open && (wanted || is_late)) {
             choices.push(Choice::Commit);
         }
@@ -283,7 +371,7 @@ impl<'a> Engine<'a> {
         }
         if self.op_may_step() {
             choices.push(Choice::Op);
-        } else if self.op.is_none() && self.ops_left > 0 && rng.chance(10) {
+        } else if self.op.is_none() && self.ops_left > 0 && chance(10) {
             choices.push(Choice::NewOp);
         }
         if choices.is_empty() {

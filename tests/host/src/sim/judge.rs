@@ -9,10 +9,12 @@ use super::Config;
 use crate::rng::Rng;
 use ploop_pure::check::{BatScan, Length, Problem};
 use ploop_pure::layout::ploop1::{Header, Mark, RawHeader, HEADER_BYTES};
+use ploop_pure::repair::{self, Extension, Findings, Tally};
 use zerocopy::little_endian::U32;
 use zerocopy::FromBytes;
 
 /// An image as judged after a power cut.
+#[derive(Clone)]
 pub struct Found {
     /// Number of the file.
     pub id: u32,
@@ -22,8 +24,8 @@ pub struct Found {
     pub header: Header,
     /// Slot of each cluster of the workload.
     pub places: Places,
-    /// First slot not in use.
-    pub end: u32,
+    /// What the check found out.
+    pub findings: Findings,
 }
 
 /// Cuts the power and judges what is found: the chain, base first.
@@ -33,6 +35,15 @@ pub fn cut(cfg: &Config, e: &Engine<'_>, rng: &mut Rng) -> Result<Vec<Found>, St
         chain.push(found(cfg, file, &e.blocks, rng)?);
     }
     judge(cfg, e, &chain)?;
+    if let Some((at, file)) = &e.taken_out {
+        // Who lists the chain may not have heard of it.
+        let mut longer = chain.clone();
+        longer.insert(*at, found(cfg, file, &e.blocks, rng)?);
+        judge(cfg, e, &longer).map_err(|what| format!("with the source: {what}"))?;
+        if rng.chance(50) {
+            chain = longer;
+        }
+    }
     if let Some(file) = &e.outside {
         let outside = found(cfg, file, &e.blocks, rng)?;
         if outside.places.iter().any(Option::is_some) {
@@ -78,6 +89,13 @@ fn holder(chain: &[Found], cluster: usize) -> Option<(&Found, Slot)> {
     chain.iter().rev().find_map(|f| Some((f, has(f)?)))
 }
 
+/// What a reader finds in all sectors.
+pub fn contents(cfg: &Config, chain: &[Found]) -> Vec<Stamp> {
+    let nr = cfg.cluster_sectors();
+    let sectors = 0..cfg.nr_clusters * nr;
+    sectors.map(|s| read(cfg, chain, s / nr, s % nr)).collect()
+}
+
 /// What a reader of a chain finds in a sector of a cluster.
 pub fn read(cfg: &Config, chain: &[Found], cluster: usize, s: usize) -> Stamp {
     match holder(chain, cluster) {
@@ -86,7 +104,8 @@ pub fn read(cfg: &Config, chain: &[Found], cluster: usize, s: usize) -> Stamp {
     }
 }
 
-fn found(cfg: &Config, file: &File, blocks: &Blocks, rng: &mut Rng) -> Result<Found, String> {
+/// Cuts the power of one file, and judges it by itself.
+pub fn found(cfg: &Config, file: &File, blocks: &Blocks, rng: &mut Rng) -> Result<Found, String> {
     let mut image = Image {
         sectors: Vec::new(),
         len: 0,
@@ -96,13 +115,13 @@ fn found(cfg: &Config, file: &File, blocks: &Blocks, rng: &mut Rng) -> Result<Fo
     if header.mark != Mark::InUse && !file.closed.iter().any(|c| same(c, &image, blocks)) {
         return Err("a changed image is not marked in use".into());
     }
-    let (places, end) = scan(cfg, &image, header, blocks)?;
+    let (places, findings) = scan(cfg, &image, header, blocks)?;
     Ok(Found {
         id: file.id,
         image,
         header,
         places,
-        end,
+        findings,
     })
 }
 
@@ -112,11 +131,13 @@ fn scan(
     image: &Image,
     header: Header,
     blocks: &Blocks,
-) -> Result<(Places, u32), String> {
+) -> Result<(Places, Findings), String> {
     let problem = |p: Problem| format!("after the power cut: {p}");
-    let length = Length::judge(&header, image.len as u64 * 512).map_err(problem)?;
+    let len_bytes = image.len as u64 * 512;
+    let length = Length::judge(&header, len_bytes).map_err(problem)?;
     let mut scan = BatScan::new(header, length).map_err(|e| format!("{e:?}"))?;
     let mut places = vec![None; cfg.nr_clusters];
+    let mut tally = Tally::default();
     for page in 0..header.nr_pages() {
         let first = page as usize * PAGE_SECTORS;
         if (first..first + PAGE_SECTORS).all(|s| image.get(s) == 0) {
@@ -131,14 +152,26 @@ fn scan(
             }
         }
         scan.page(page, &slots, |cluster, place| {
-            let place = place.map_err(problem)?;
+            let judged = repair::judge(&header, cluster, place);
+            tally.note(&header, judged);
+            let place = judged.map_err(problem)?;
             let i = (0..places.len()).find(|i| cfg.cluster(*i) == cluster);
             let i = i.ok_or(format!("{cluster:?} is mapped but was never written"))?;
             places[i] = Some(place);
             Ok::<(), String>(())
         })?;
     }
-    Ok((places, scan.usage().end))
+    let findings = Findings {
+        header,
+        len_bytes,
+        length,
+        usage: scan.usage(),
+        tally,
+        extension: Extension::None,
+        nr_leaked_data: 0,
+        nr_extension_slots: 0,
+    };
+    Ok((places, findings))
 }
 
 /// The header of an image.

@@ -59,6 +59,11 @@ pub fn structures() -> Vec<(&'static str, usize, Fields)> {
             fields!(abi::DeviceArg: size, flags, index, reserved),
         ),
         (
+            "Version",
+            size_of::<abi::Version>(),
+            fields!(abi::Version: size, flags, interface, oldest, name, reserved),
+        ),
+        (
             "Truncate",
             size_of::<abi::Truncate>(),
             fields!(abi::Truncate: fd, alloc_head, level, mbz),
@@ -167,6 +172,7 @@ pub fn calls() -> Vec<(&'static str, u32)> {
         CHECKPOINT_DROP,
         CHECKPOINT_LIST,
         CHECKPOINT_READ,
+        CTL_VERSION,
     ];
     let source = text("rust/pure/src/abi.rs");
     let nr = source.matches(": u32 = ioc(").count();
@@ -182,6 +188,8 @@ pub fn constants() -> Vec<(&'static str, u64)> {
         ("MINOR_SHIFT", abi::MINOR_SHIFT.into()),
         ("DEVICES_MAX", abi::DEVICES_MAX.into()),
         ("COOKIE_LEN_MAX", abi::COOKIE_LEN_MAX as u64),
+        ("INTERFACE", abi::INTERFACE.into()),
+        ("INTERFACE_OLDEST", abi::INTERFACE_OLDEST.into()),
         ("FORMAT_RAW", abi::FORMAT_RAW.into()),
         ("FORMAT_PLOOP1", abi::FORMAT_PLOOP1.into()),
         ("FLAG_RDONLY", abi::FLAG_RDONLY.into()),

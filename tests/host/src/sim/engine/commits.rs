@@ -48,6 +48,7 @@ impl Engine<'_> {
                 }
             }
             self.op_commit_begins();
+            self.tell(|| "commit: begins".into());
             self.commit = Some(Running {
                 machine,
                 doing: Committing::Ready(action),
@@ -56,6 +57,7 @@ impl Engine<'_> {
             });
             return Ok(());
         };
+        self.tell(|| format!("commit: {:?}", commit.doing));
         let action = match commit.doing {
             Committing::Ready(action) => action,
             Committing::Half { next } => {
@@ -85,8 +87,14 @@ impl Engine<'_> {
                 commit.machine.next(event)
             }
             Committing::Writing(op, action) => {
-                self.disk_of(action == commit::Action::WriteDrops)
-                    .complete(op);
+                let disk = self.disk_of(action == commit::Action::WriteDrops);
+                disk.complete(op);
+                if self.cfg.fault == Fault::PageWrittenTwice {
+                    // The page's last write, on its way all the time, ends after this one.
+                    let last = std::mem::replace(&mut self.written, commit.copies.clone());
+                    let op = write_pages(self.disk_of(false), &last);
+                    self.disk_of(false).complete(op);
+                }
                 commit.machine.next(commit::Event::Ok)
             }
         };
@@ -173,7 +181,14 @@ impl Engine<'_> {
     /// Copies of the batch's pages of a file.
     pub(super) fn copies_of(&mut self, file: usize) -> Copies {
         let pages = Vec::from(self.dirty.batch());
-        let copy = |page| (page, self.page(file, page));
+        let header = self.files[file].header;
+        let copy = |page| match self.cfg.fault {
+            Fault::StaleHeader => {
+                let places = self.slots_in(file);
+                (page, self.compose(header.closed(false), &places, page))
+            }
+            _ => (page, self.page(file, page)),
+        };
         pages.into_iter().map(copy).collect()
     }
 

@@ -212,7 +212,11 @@ impl Engine<'_> {
         };
         let left: Vec<_> = (0..self.map.len()).filter(is_there).collect();
         if left.is_empty() {
-            return (Stage::FreezeLast, OpWait::NextCommit);
+            let wait = match self.cfg.fault {
+                Fault::MergeEndUncommitted => OpWait::Ready,
+                _ => OpWait::NextCommit,
+            };
+            return (Stage::FreezeLast, wait);
         }
         let cluster = left[rng.pick(left.len())];
         let word = self.map[cluster];

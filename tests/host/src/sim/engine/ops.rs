@@ -3,6 +3,7 @@
 //! steps that several of them have.
 
 use super::commits::{write_pages, Copies};
+use super::lower::Lower;
 use super::merge::Merge;
 use super::relocate::Relocate;
 use super::snapshot::Snapshotting;
@@ -10,11 +11,12 @@ use super::{level_of, Engine, File};
 use crate::rng::Rng;
 use crate::sim::blocks::PAGE_SECTORS;
 use crate::sim::disk::{Covered, Disk, OpId, Stamp};
-use crate::sim::Op;
+use crate::sim::{Fault, Op};
 use ploop_pure::alloc::Alloc;
 use ploop_pure::commit::{self, Commit};
 use ploop_pure::map::Place;
 use ploop_pure::units::ImageCluster;
+use std::fmt;
 
 /// A file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,7 @@ pub(super) enum OpWait {
 pub(super) enum Kind {
     Snapshot(Snapshotting),
     Merge(Merge),
+    Lower(Lower),
     Relocate(Relocate),
 }
 
@@ -62,8 +65,8 @@ pub(super) struct Running {
 /// What follows a step; nothing after the last one.
 pub(super) type Next = Option<(Kind, OpWait)>;
 
-/// The last commit of an engine whose place another one has taken.
-#[derive(Debug)]
+/// The last commit of an engine whose place another one has taken, or of one that requests do not
+/// know.
 pub(super) struct Retired {
     /// Its top.
     pub(super) file: usize,
@@ -72,6 +75,35 @@ pub(super) struct Retired {
     action: commit::Action,
     copies: Copies,
     drops: Copies,
+}
+
+impl Retired {
+    /// An engine of its own for `file`, which is not the top.
+    pub(super) fn of(file: usize, alloc: Alloc) -> Self {
+        let (copies, drops) = (Copies::new(), Copies::new());
+        let (machine, action) = Commit::of_copies(0, false);
+        Self {
+            file,
+            alloc,
+            machine,
+            action,
+            copies,
+            drops,
+        }
+    }
+
+    /// Another commit, of these copies.
+    pub(super) fn restart(&mut self, copies: Copies) {
+        self.alloc.commit_begins();
+        (self.machine, self.action) = Commit::of_copies(copies.len(), false);
+        self.copies = copies;
+    }
+}
+
+impl fmt::Debug for Retired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file {} {:?}", self.file, self.action)
+    }
 }
 
 /// How far that is.
@@ -88,7 +120,15 @@ impl Engine<'_> {
             Op::Mixed => Op::Chain,
             op => op,
         };
+        let nr = self.files.len();
         let kind = match op {
+            Op::Lower if nr > 2 && rng.chance(60) => {
+                Kind::Lower(Lower::start(1 + rng.pick(nr - 2), rng))
+            }
+            Op::Lower if nr < 4 && (nr < 3 || rng.chance(70)) => {
+                Kind::Snapshot(Snapshotting::start())
+            }
+            Op::Lower => Kind::Merge(Merge::start(rng)),
             Op::Chain if self.files.len() == 1 => Kind::Snapshot(Snapshotting::start()),
             Op::Chain => Kind::Merge(Merge::start(rng)),
             Op::Compact => Kind::Relocate(Relocate::compact()),
@@ -113,6 +153,7 @@ impl Engine<'_> {
         let Some(Running { kind, wait }) = self.op.take() else {
             return Ok(());
         };
+        self.tell(|| format!("{kind:?}, after {wait:?}"));
         let ok = match wait {
             OpWait::Io(at, op) => {
                 self.disk_at(at).complete(op);
@@ -136,10 +177,11 @@ impl Engine<'_> {
         };
         let next = match kind {
             Kind::Snapshot(s) => self.snapshot(s, ok),
-            Kind::Merge(_) | Kind::Relocate(_) if !ok => {
+            Kind::Merge(_) | Kind::Lower(_) | Kind::Relocate(_) if !ok => {
                 self.is_poisoned = true;
                 None
             }
+            Kind::Lower(m) => self.lower(m, rng),
             Kind::Merge(m) => self.merge(m, rng)?,
             Kind::Relocate(r) => self.relocate(r, rng)?,
         };
@@ -240,6 +282,11 @@ impl Engine<'_> {
 
     fn page_0(&mut self, at: Where) -> [Stamp; PAGE_SECTORS] {
         match at {
+            Where::Chain(file) if self.cfg.fault == Fault::StaleEntries => {
+                // Of the top, these are from the attach or the switch to it.
+                let (header, places) = (self.files[file].header, self.files[file].places.clone());
+                self.compose(header, &places, 0)
+            }
             Where::Chain(file) => self.page(file, 0),
             // It has no entries.
             Where::Outside => {
@@ -319,19 +366,18 @@ impl Engine<'_> {
 
     /// Starts to copy a whole cluster to a slot of the top.
     pub(super) fn copy_cluster(&mut self, from: Place, to: ImageCluster) -> OpWait {
+        self.copy_cluster_to(self.top, from, to)
+    }
+
+    /// The same to a slot of `file`.
+    pub(super) fn copy_cluster_to(&mut self, file: usize, from: Place, to: ImageCluster) -> OpWait {
         let nr = self.cfg.cluster_sectors();
         let data: Vec<_> = (0..nr).map(|s| self.read(from, s)).collect();
         let first = to.0 as usize * nr;
-        let op = self.disk().write(first, &[]);
-        self.copy_to(op, first, &data);
-        OpWait::Io(Where::Chain(self.top), op)
-    }
-
-    /// Adds copied sectors to the write `op`; zeros are left out, as the slot reads as zeros.
-    pub(super) fn copy_to(&mut self, op: OpId, first: usize, data: &[Stamp]) {
-        for (s, stamp) in data.iter().enumerate().filter(|(_, stamp)| **stamp != 0) {
-            self.disk().write_more(op, first + s, &[*stamp]);
-        }
+        let disk = &mut self.files[file].disk;
+        let op = disk.write(first, &[]);
+        copy_to(disk, op, first, &data);
+        OpWait::Io(Where::Chain(file), op)
     }
 
     /// A cluster that was copied has this slot of the top now.
@@ -342,5 +388,12 @@ impl Engine<'_> {
             self.guest.mapped(cluster, slot, None);
         }
         self.unlock(cluster, Some(place));
+    }
+}
+
+/// Adds copied sectors to the write `op`; zeros are left out, as the slot reads as zeros.
+pub(super) fn copy_to(disk: &mut Disk, op: OpId, first: usize, data: &[Stamp]) {
+    for (s, stamp) in data.iter().enumerate().filter(|(_, stamp)| **stamp != 0) {
+        disk.write_more(op, first + s, &[*stamp]);
     }
 }

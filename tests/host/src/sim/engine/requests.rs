@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Requests: which come, and what the machines of writes, discards and reads make of them.
 
+use super::ops::copy_to;
 use super::{Engine, Job, Task, Wait};
 use crate::rng::Rng;
 use crate::sim::disk::Stamp;
@@ -16,13 +17,15 @@ use ploop_pure::units::ImageCluster;
 impl Engine<'_> {
     pub(super) fn new_request(&mut self, rng: &mut Rng) {
         self.requests_left -= 1;
+        let id = rng.bits();
         if rng.chance(self.cfg.flush_percent) {
             let promise = self.guest.flush_begins();
             if self.cfg.fault == Fault::FlushIgnored || flow::flush() == flow::Action::Done {
                 self.guest.flush_done(&promise);
                 return;
             }
-            return self.push(Job::Flush { promise }, Wait::NextCommit, false);
+            self.tell(|| "new: flush".into());
+            return self.push(Job::Flush { promise }, Wait::NextCommit, id);
         }
         let is_zeroes = rng.chance(self.cfg.zero_percent);
         let whole = match is_zeroes {
@@ -57,28 +60,36 @@ impl Engine<'_> {
                 range,
                 stamp,
                 fua: rng.chance(self.cfg.fua_percent),
+                keeps_space: rng.chance(25),
             }
         };
-        self.push(job, Wait::Closed, rng.chance(self.cfg.slow_percent));
+        self.tell(|| format!("new: {job:?}"));
+        self.push(job, Wait::Closed, id);
         self.start(self.tasks.len() - 1);
     }
 
-    fn push(&mut self, job: Job, wait: Wait, slow: bool) {
+    fn push(&mut self, job: Job, wait: Wait, id: u64) {
+        self.subject = id;
         self.tasks.push(Task {
+            id,
             job,
             wait,
             inside: false,
-            slow,
+            slow: id % 100 < self.cfg.slow_percent,
         });
     }
 
-    /// A range: some of the first sectors of a cluster, or all of it.
+    /// A range: most often some of the first sectors of a cluster, so that they meet; or all of it.
     fn some_range(&self, rng: &mut Rng, whole_percent: u64) -> Range {
         let cluster = rng.pick(self.map.len());
         let unit = self.cfg.piece_sectors;
         let units = self.cfg.cluster_sectors() / unit;
         let (first, nr) = if rng.chance(whole_percent) {
             (0, units)
+        } else if rng.chance(15) {
+            // Of any size, anywhere.
+            let first = rng.pick(units);
+            (first, 1 + rng.pick(units - first))
         } else {
             let first = rng.pick(units.min(6));
             (first, 1 + rng.pick(3.min(units - first)))
@@ -117,11 +128,12 @@ impl Engine<'_> {
                 machine,
                 stamp,
                 fua,
+                keeps_space,
                 ..
             } => {
                 *machine = None;
                 if *stamp == 0 {
-                    let keeps_space = false;
+                    let keeps_space = *keeps_space;
                     let wish = Wish {
                         coverage,
                         keeps_space,
@@ -176,6 +188,10 @@ impl Engine<'_> {
     }
 
     pub(super) fn task(&mut self, i: usize, rng: &mut Rng) -> Result<(), String> {
+        let t = &self.tasks[i];
+        if let Some(story) = &mut self.story {
+            story.push(format!("{:?}: {:?}", t.job, t.wait));
+        }
         match self.tasks[i].wait {
             Wait::Ready(action) => self.act(i, action)?,
             Wait::Reading => {
@@ -351,8 +367,8 @@ impl Engine<'_> {
         let (before, after) = (rest(0..range.first), rest(range.sectors().end..nr));
         let first = to.0 as usize * nr;
         let op = self.disk().write(first, &[]);
-        self.copy_to(op, first, &before);
-        self.copy_to(op, first + range.sectors().end, &after);
+        copy_to(self.disk(), op, first, &before);
+        copy_to(self.disk(), op, first + range.sectors().end, &after);
         if self.cfg.fault == Fault::PublishBeforeCopy {
             self.late.push(op);
             return self.event(i, flow::Event::Ok);

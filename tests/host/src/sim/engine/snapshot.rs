@@ -7,9 +7,9 @@ use crate::sim::disk::Stamp;
 use crate::sim::Fault;
 use ploop_pure::index::{DirtyPages, BATCH_MAX};
 use ploop_pure::snapshot::{Action, Event, Snapshot};
+use std::fmt;
 
 /// A snapshot that runs.
-#[derive(Debug)]
 pub(super) struct Snapshotting {
     machine: Snapshot,
     action: Action,
@@ -20,6 +20,12 @@ pub(super) struct Snapshotting {
     is_cut: bool,
     /// What the disk held at the switch.
     content: Vec<Stamp>,
+}
+
+impl fmt::Debug for Snapshotting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Snapshot {:?} step {}", self.action, self.step)
+    }
 }
 
 impl Snapshotting {

@@ -46,6 +46,8 @@ impl Engine<'_> {
 
     /// One step towards more space for those who wait for it.
     pub(super) fn space(&mut self) {
+        let making = self.making.clone();
+        self.tell(|| making.map_or("space is made".into(), |m| format!("space: {m:?}")));
         self.making = match self.making.take() {
             None => self.make_space(),
             Some(Making::Longer { op, to }) => {

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# Memory is short, and the only way out is through our disks: a program that dirties more
+# memory than there is, swapped to one, and a writer in a small memory cgroup through the
+# page cache of a file system on another. Meanwhile snapshots are made and merged, and the
+# disk grows. Nothing hangs, and memory and files hold what was put there.
+# timeout: 600
+# memory: 384
+. "$(dirname "$0")/lib.sh"
+
+scratch_fs ext4
+ram=$(awk '$1 == "MemTotal:" { print int($2 / 1024) }' /proc/meminfo)
+rounds=$(share 1 20)
+note "$ram MiB of memory"
+new() { ploopctl create -s "$2M" -b "$3" "$SCRATCH/$1.img" >/dev/null; }
+new swap $((ram * 2)) 256K
+new files 512 64K
+swap=$(attach "$SCRATCH/swap.img")
+files=$(attach "$SCRATCH/files.img")
+mkswap -q "$swap" || mkswap "$swap" >/dev/null
+swapon "$swap"
+mkfs.ext4 -q "$files"
+mkdir -p "$TEST_DIR/mnt"
+mount "$files" "$TEST_DIR/mnt"
+echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+small=/sys/fs/cgroup/ploop-small
+mkdir -p "$small"
+echo $((32 << 20)) >"$small/memory.max"
+
+# hog: 1.2 times the memory, each page with its number, written and compared again and again.
+cat >"$TEST_DIR/hog" <<'PYTHON'
+import os, sys
+pages, rounds = int(sys.argv[1]), int(sys.argv[2])
+memory = bytearray(pages << 12)
+for turn in range(rounds + 1):
+    for page in range(pages):
+        at = page << 12
+        have = int.from_bytes(memory[at:at + 8], "little")
+        if have != (turn and page * 1000 + turn):
+            sys.exit(f"page {page} holds {have} in round {turn}")
+        memory[at:at + 8] = (page * 1000 + turn + 1).to_bytes(8, "little")
+    print("round", turn, flush=True)
+PYTHON
+python3 "$TEST_DIR/hog" $((ram * 307)) "$rounds" >&2 &
+hog=$!
+
+writer() {
+    echo "$BASHPID" >"$small/cgroup.procs"
+    for ((i = 0; i < rounds; i++)); do
+        fio --name=writer --directory="$TEST_DIR/mnt" --size=48M --rw=randwrite --bsrange=4k-256k --randseed="$i" \
+            --fsync=200 --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal >/dev/null || exit 1
+    done
+}
+writer &
+writer=$!
+
+alive() { kill -0 "$1" 2>/dev/null; }
+
+# What changes the disks allocates memory, and none of it may be had from the disk it holds.
+count=0
+while alive "$hog" || alive "$writer"; do
+    count=$((count + 1))
+    for device in "$swap" "$files"; do
+        size=$(($(blockdev --getsize64 "$device") >> 20))
+        name=${device##*/}-$count log=7
+        [[ $device == "$files" ]] || log=9
+        new "$name" "$size" $((1 << (log - 1)))K
+        timeout 300 plooptest snapshot --cluster-log $log "$device" "$SCRATCH/$name.img" || die "a snapshot of $device failed"
+        sleep 1
+        timeout 300 plooptest op "$device" merge top || die "a merge of $device failed"
+        timeout 300 plooptest op "$device" grow $(((size + 8) << 11)) || die "$device could not grow"
+        timeout 300 plooptest op "$device" compact || die "$device could not be compacted"
+        rm "$SCRATCH/$name.img"
+    done
+done
+wait "$hog" || die 'memory that was swapped is wrong'
+wait "$writer" || die 'a file written under pressure is wrong'
+note "$count rounds of snapshots; $(awk '$1 == "pswpout" { print $2 }' /proc/vmstat) pages swapped out"
+(($(awk '$1 == "pswpout" { print $2 }' /proc/vmstat) > ram * 25)) || die 'nothing was swapped'
+swapoff "$swap"
+umount "$TEST_DIR/mnt"
+rmdir "$small"
+detach "$swap" "$files"
+files=$(attach "$SCRATCH/files.img")
+e2fsck -fn "$files" >&2 || die 'the file system is damaged'
+detach "$files"
+for image in swap files; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done

@@ -1,0 +1,257 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# Everything at once on four processors: a disk under load is snapshot, merged, grown,
+# compacted, tracked and discarded by several who do not know of each other, while other
+# disks come and go, and all files and nodes are looked at; then the module comes and goes,
+# too. Who is in somebody's way gets an error; nothing hangs, and no byte is lost.
+# timeout: 600
+# cpus: 4
+. "$(dirname "$0")/lib.sh"
+
+seed=${SEED:-$RANDOM}
+seconds=$(share 25 1000)
+note "seed $seed, $seconds s on $(nproc) processors"
+RANDOM=$seed
+scratch_fs ext4
+stop=$TEST_DIR/stop
+over() { [[ -e $stop ]]; }
+hush=$TEST_DIR/hush
+# calm: those who attach wait here while somebody wants the module for himself.
+calm() { while [[ -e $hush ]] && ! over; do nap; done; }
+# Without a process, which would be most of the work.
+mkfifo "$TEST_DIR/never"
+exec 9<>"$TEST_DIR/never"
+# nap: up to 0.3 seconds.
+nap() { read -r -t "0.$((RANDOM % 3))$((RANDOM % 9 + 1))" -u 9 || true; }
+
+# What those may be told who come at the wrong time: no such level, not yet, busy, wrong state,
+# no space while writes wait, ended early.
+excuse='errno (2|11|16|22|28|125)$|os error (2|6|11|16|17|22|28|125)\)'
+
+# attempt NAME CMD...: it succeeds, or has an excuse.
+attempt() {
+    local name=$1 status=0
+    shift
+    timeout "$(limit 120)" "$@" >"$TEST_DIR/$name.out" 2>&1 || status=$?
+    ((status != 124)) || die "hangs: $*"
+    if ((status == 0)); then
+        echo "$name" >>"$TEST_DIR/done"
+    else
+        grep -qE "$excuse" "$TEST_DIR/$name.out" || die "$*: $(<"$TEST_DIR/$name.out")"
+    fi
+    return "$status"
+}
+
+# --- the disk that stays ------------------------------------------------------
+
+# operations NR: changes the deltas of the disk, at random.
+operations() {
+    local me=op$1 count=0 image size
+    RANDOM=$((seed + $1))
+    while ! over; do
+        case $((RANDOM % 10)) in
+            0 | 1 | 2)
+                if (($(nr_levels "$device") < 6)); then
+                    image=$SCRATCH/$me-$count.img
+                    count=$((count + 1))
+                    ploopctl create -s "$(($(blockdev --getsize64 "$device") >> 20))M" -b 64K "$image" >/dev/null
+                    attempt "$me.snapshot" plooptest snapshot --cluster-log 7 "$device" "$image" || rm "$image"
+                fi ;;
+            3 | 4) attempt "$me.merge-top" plooptest op "$device" merge top || true ;;
+            5 | 6) attempt "$me.merge" plooptest op "$device" merge $((RANDOM % 4 + 1)) || true ;;
+            7) attempt "$me.compact" plooptest op "$device" compact || true ;;
+            8) size=$(blockdev --getsz "$device")
+                ((size >= 160 << 11)) || attempt "$me.grow" plooptest op "$device" grow $((size + (2 << 11))) || true ;;
+            9) nap; plooptest op-cancel "$device" 2>/dev/null || true ;;
+        esac
+        nap
+    done
+}
+
+# watching: trackers that are killed, checkpoints, SYNC, settings.
+watching() {
+    local image
+    RANDOM=$((seed + 10))
+    while ! over; do
+        image=$(cat "/sys/block/${device##*/}/pdelta/$(($(nr_levels "$device") - 1))/image" 2>/dev/null) || continue
+        nap
+        timeout -s KILL "0.$((RANDOM % 9 + 1))" plooptest track-copy --quiesce 'sleep 5' "$device" "$image" "$SCRATCH/copy" >/dev/null 2>&1 || true
+        attempt watch.checkpoint plooptest checkpoint start "$device" $((RANDOM % 4 + 1)) || true
+        attempt watch.read plooptest checkpoint read "$device" $((RANDOM % 4 + 1)) || true
+        attempt watch.arm plooptest checkpoint arm "$device" $((RANDOM % 4 + 1)) || true
+        attempt watch.drop plooptest checkpoint drop "$device" $((RANDOM % 4 + 1)) || true
+        attempt watch.sync plooptest sync "$device" || true
+        echo fail >"/sys/block/${device##*/}/ptune/on_full"
+        echo wait >"/sys/block/${device##*/}/ptune/on_full"
+    done
+}
+
+# --- disks that come and go ---------------------------------------------------
+
+# let_go DEVICE IMAGE RO NAME: detaches it. The number may be another's as soon as it is gone, so a
+# second try looks first.
+let_go() {
+    local dir=/sys/block/${1##*/} end=$((SECONDS + 120))
+    while [[ $(cat "$dir/pdelta/0/image" "$dir/ro" 2>/dev/null | paste -sd ' ') == "$2 $3" ]]; do
+        timeout 60 ploopctl detach "$1" 2>"$TEST_DIR/$4.detach" && return
+        ((SECONDS < end)) || die "$4: cannot detach: $(<"$TEST_DIR/$4.detach")"
+        nap
+    done
+}
+
+# comer NAME CLUSTER: an image attached, written, and detached, over and over. Others open
+# the disk, attach the image, and unload the module, so that attaching may fail at any time;
+# what was acknowledged is there the next time.
+comer() {
+    local image=$SCRATCH/$1.img at size acked=0 rounds=0
+    ploopctl create -s 48M -b "$2" "$image" >/dev/null
+    while ! over; do
+        calm
+        at=$(timeout 120 ploopctl attach "$image" 2>"$TEST_DIR/$1.attach" | grep -oE '/dev/ploop[0-9]+' | head -n 1) || { nap; continue; }
+        plooptest seqverify "$at" --acked "$acked" --blocks 200 --length $((48 << 20)) >/dev/null || die "$1: round $rounds, what was written is lost"
+        # The verifier counts from 1 again: what is there is of an earlier round.
+        blkdiscard -z "$at"
+        acked=$(plooptest seqwrite "$at" --ack "$TEST_DIR/$1.ack" --blocks 200 --length $((48 << 20)) --count $((RANDOM % 60 + 1)))
+        size=$(blockdev --getsz "$at")
+        ((RANDOM % 4 != 0 || size >= 96 << 11)) || attempt "$1.grow" plooptest op "$at" grow $((size + 2048)) || true
+        let_go "$at" "$image" 0 "$1"
+        rounds=$((rounds + 1))
+        echo "$1.attach" >>"$TEST_DIR/done"
+    done
+    ploopctl check "$image" >&2
+}
+
+# rival IMAGE: attaches what others use, for a moment, only to read.
+rival() {
+    local at
+    while ! over; do
+        calm
+        at=$(timeout 60 ploopctl attach -r "$1" 2>/dev/null | grep -oE '/dev/ploop[0-9]+' | head -n 1) || true
+        if [[ -n $at ]]; then
+            dd if="$at" of=/dev/null bs=64k count=4 iflag=direct status=none 2>/dev/null || true
+            let_go "$at" "$1" 1 rival
+        fi
+        nap
+    done
+}
+
+# --- those who look on --------------------------------------------------------
+
+# Files and nodes by the shell alone: there are processes enough.
+reader() {
+    local file
+    while ! over; do
+        # A read of event waits for one.
+        for file in /sys/block/ploop*/p{state,tune,delta}/{[^e]*,*/*} /sys/block/ploop*/{size,stat,inflight,range,queue/*}; do
+            # shellcheck disable=SC2188
+            read -r _ <"$file"
+        done 2>/dev/null || true
+        nap
+        ((RANDOM % 20 != 0)) || ploopctl list --json >/dev/null 2>&1 || true
+        for file in /dev/ploop[0-9]*; do
+            ((RANDOM % 20 != 0)) || ploopctl info "$file" >/dev/null 2>&1 || true
+        done
+    done
+}
+
+opener() {
+    local node
+    while ! over; do
+        for node in /dev/ploop[0-9]*; do
+            [[ -b $node ]] || continue
+            { exec 7<"$node" && nap && exec 7<&-; } 2>/dev/null || true
+            ((RANDOM % 10 != 0)) || dd if="$node" of=/dev/null bs=4k count=1 status=none 2>/dev/null || true
+            ((RANDOM % 10 != 0)) || blockdev --rereadpt "$node" 2>/dev/null || true
+        done
+        nap
+    done
+}
+
+crier() {
+    while ! over; do
+        for at in /sys/block/ploop*/uevent; do echo change >"$at"; done 2>/dev/null || true
+        nap
+        ((RANDOM % 10 != 0)) || udevadm trigger --subsystem-match=block --sysname-match='ploop*' 2>/dev/null || true
+        ((RANDOM % 10 != 0)) || udevadm settle -t 5 || true
+        ((RANDOM % 10 != 0)) || timeout 0.2 cat /sys/block/ploop*/pstate/event >/dev/null 2>&1 || true
+    done
+}
+
+# unloader: with a disk that stays it never succeeds. Without one it may, between two that
+# attach; and it does, soon after nobody does any more.
+unloader() {
+    local tries=0
+    while ! over; do
+        if rmmod ploop 2>"$TEST_DIR/rmmod"; then
+            [[ -z $device ]] || die 'the module was unloaded while a disk was there'
+            echo unload >>"$TEST_DIR/done"
+            tries=0
+            nap
+            insmod "$BIN/ploop.ko"
+            rm -f "$hush"
+        elif [[ -z $device ]]; then
+            tries=$((tries + 1))
+            ((tries < 40)) || : >"$hush"
+            ((tries < 1000)) || die "nobody uses the module, and it does not go: $(<"$TEST_DIR/rmmod")"
+        fi
+        nap
+    done
+}
+
+# lacking: what has not been done yet.
+lacking() {
+    local what
+    for what in "${wanted[@]}"; do grep -qE "(^|\.)$what\$" "$TEST_DIR/done" || echo "$what"; done
+}
+
+# run SECONDS FUNCTION...: all of them at once, for so long, and until there was enough.
+run() {
+    local job failed='' end=$((SECONDS + $1)) tell=$((SECONDS + $1))
+    local -A pids=()
+    shift
+    rm -f "$stop" "$hush"
+    for job in "$@"; do
+        # shellcheck disable=SC2086 # a function and its arguments
+        $job &
+        pids[$job]=$!
+    done
+    : >"$TEST_DIR/done"
+    while ((SECONDS < end)) || [[ -n $(lacking) ]]; do
+        for job in "${!pids[@]}"; do kill -0 "${pids[$job]}" || die "'$job' ended"; done
+        if ((SECONDS >= tell)); then
+            note "still to be done: $(lacking | paste -sd ' ')"
+            tell=$((SECONDS + 30))
+        fi
+        sleep 0.5
+    done
+    touch "$stop"
+    for job in "${!pids[@]}"; do wait "${pids[$job]}" || failed+=" '$job'"; done
+    [[ -z $failed ]] || die "failed:$failed"
+    sort "$TEST_DIR/done" | uniq -c >&2
+}
+
+note 'with a disk that stays'
+ploopctl create -s 96M -b 64K "$SCRATCH/0.img" >/dev/null
+device=$(attach "$SCRATCH/0.img")
+load() {
+    plooptest load --seed "$seed" --discard --jobs 4 --seconds 100000 --stop "$stop" --save "$TEST_DIR/model" "$device" >&2 ||
+        die 'the load found something wrong'
+}
+wanted=(snapshot merge-top merge compact grow checkpoint attach)
+run "$seconds" load 'operations 1' 'operations 2' watching 'comer one 64K' 'comer two 1M' \
+    "rival $SCRATCH/one.img" reader opener crier unloader
+plooptest op-cancel "$device" 2>/dev/null || true
+plooptest op-wait "$device" 2>/dev/null || true
+plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk is wrong'
+mapfile -t images < <(images_of "$device")
+detach "$device"
+device=$(attach "${images[@]}")
+plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk is wrong when attached again'
+detach "$device"
+for image in "${images[@]}"; do ploopctl check "$image" >&2 || die "$image is damaged"; done
+
+note 'with a module that goes'
+device=
+wanted=(unload attach)
+run $((seconds / 2)) 'comer three 32K' 'comer four 256K' "rival $SCRATCH/one.img" reader opener crier unloader
+[[ -d /sys/module/ploop ]] || insmod "$BIN/ploop.ko"
