@@ -5,6 +5,8 @@
 #   console.log   the kernel's console    output.log   what its programs print
 #   port.in/.out  the control port, one line per message
 #   results.raw   a disk on which a failed test leaves its images (a tar)
+# With LOSSY set, the path of a socket, scratch disk 0 is the one served there and keeps
+# what was flushed, and the others are left as the guest before had them.
 # shellcheck disable=SC2154 # out, cache: lib.sh
 
 machine_pid=''
@@ -18,7 +20,7 @@ machine_prepare() {
 
 # machine_options DIR PAYLOAD: fills `options`.
 machine_options() {
-    local dir=$1 payload=$2 disk
+    local dir=$1 payload=$2 disk file cache_mode
     # shellcheck disable=SC2054 # commas are QEMU's
     options=(
         -M q35 "${accel[@]}" -smp "${SMP:-2}" -m "${MEM:-2048}"
@@ -31,10 +33,15 @@ machine_options() {
         -device virtio-blk-pci,drive=payload,serial=payload
     )
     for disk in scratch0 scratch1 scratch2 results; do
-        rm -f "$dir/$disk.raw"
-        truncate -s "${SCRATCH_SIZE:-4G}" "$dir/$disk.raw"
+        file=$dir/$disk.raw cache_mode=unsafe
+        if [[ -n ${LOSSY-} && $disk == scratch0 ]]; then
+            file=nbd:unix:$LOSSY cache_mode=writeback
+        else
+            [[ -n ${LOSSY-} ]] || rm -f "$file"
+            truncate -s "${SCRATCH_SIZE:-4G}" "$file"
+        fi
         options+=(
-            -drive "file=$dir/$disk.raw,format=raw,if=none,id=$disk,cache=unsafe,discard=unmap"
+            -drive "file=$file,format=raw,if=none,id=$disk,cache=$cache_mode,discard=unmap"
             -device "virtio-blk-pci,drive=$disk,serial=$disk"
         )
     done
@@ -47,7 +54,8 @@ kernel_command_line=(
     root=/dev/nvme0n1 rw init=/usr/sbin/ploop-first
 )
 
-# machine_boot DIR PAYLOAD: start a guest and wait for its "ready". Sets
+# machine_boot DIR PAYLOAD: start a guest, with the words of BOOT for its kernel, and
+# wait for its "ready". Sets
 # machine_pid and the descriptors machine_to, machine_from. An emulated kernel
 # on a busy machine may hang while it measures its clocks, so it gets three
 # tries. Status 1: it does not come up.
@@ -74,7 +82,7 @@ machine_try() {
         -serial "file:$dir/console.log" -serial "file:$dir/output.log" \
         -device virtio-serial-pci -chardev "pipe,id=port,path=$dir/port" \
         -device virtserialport,chardev=port,name=ploop \
-        -append "${kernel_command_line[*]}" >"$dir/qemu.log" 2>&1 </dev/null &
+        -append "${kernel_command_line[*]} ${BOOT-}" >"$dir/qemu.log" 2>&1 </dev/null &
     machine_pid=$!
     machine_hear line $((45 * ${PLOOP_TIME_FACTOR:-1})) && [[ $line == ready ]]
 }
