@@ -78,18 +78,18 @@ impl Used {
         }
     }
 
-    /// What a delta's entries name; `sink` gets each cluster too.
+    /// What a delta's entries name; `sink` gets the clusters too, as that of [`Delta::scan`].
     pub(crate) fn scan(
         delta: &Delta,
         device: u32,
-        mut sink: impl FnMut(Cluster, ImageCluster) -> Result,
+        mut sink: impl FnMut(Cluster, Range<u32>) -> Result,
     ) -> Result<Self> {
         let clusters = delta.format().cluster().ceil(delta.io().len()?);
         let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
         let mut slots = SlotSet::new(clusters).map_err(crate::error::errno)?;
-        let end = delta.scan(device, |cluster, at| {
-            slots.insert(at);
-            sink(cluster, at)
+        let end = delta.scan(device, |cluster, run| {
+            slots.insert_all(run.clone());
+            sink(cluster, run)
         })?;
         Ok(Self { slots, end })
     }
@@ -143,14 +143,12 @@ impl Chain {
         is_top: bool,
         device: u32,
     ) -> Result<Used> {
-        let sink = |cluster: Cluster, at| {
-            if u64::from(cluster.0) >= map.len() {
-                return Ok(());
-            }
-            let word = map.get_or_alloc(cluster.0)?;
-            let place = Place::Slot { level, at };
-            word.store(Word::default().with_place(place).bits(), Relaxed);
-            Ok(())
+        let sink = |cluster: Cluster, run: Range<u32>| {
+            let words = run.map(|at| {
+                let at = ImageCluster(at);
+                Word::default().with_place(Place::Slot { level, at }).bits()
+            });
+            map.fill(cluster.0, words)
         };
         if is_top {
             Used::scan(delta, device, sink)

@@ -215,22 +215,24 @@ impl Delta {
         self.is_spoiled.load(Relaxed)
     }
 
-    /// Gives `sink` every cluster that this delta holds. Returns one past the highest slot that an
-    /// entry names.
+    /// Gives `sink` all clusters that this delta holds, with their slots. Returns one past the highest
+    /// slot that an entry names.
     pub(crate) fn scan(
         &self,
         device: u32,
-        mut sink: impl FnMut(Cluster, ImageCluster) -> Result,
+        mut sink: impl FnMut(Cluster, Range<u32>) -> Result,
     ) -> Result<u32> {
         match &self.format {
             Format::Ploop1(_) => Ok(self.scan_index(device, sink)?.end),
             Format::Raw(raw) => {
-                let nr = raw.nr_clusters();
-                for cluster in 0..nr {
-                    if cluster % SCAN_STEP == 0 && sys::is_killed() {
+                let (nr, mut first) = (raw.nr_clusters(), 0);
+                while first < nr {
+                    if sys::is_killed() {
                         return Err(EINTR);
                     }
-                    sink(Cluster(cluster), ImageCluster(cluster))?;
+                    let end = first.saturating_add(SCAN_STEP).min(nr);
+                    sink(Cluster(first), first..end)?;
+                    first = end;
                 }
                 Ok(nr)
             }
@@ -250,12 +252,14 @@ impl Delta {
         }
     }
 
-    /// Reads the whole index and judges every entry. `sink` gets each cluster of the disk that is
-    /// mapped: entries behind its end are of a disk that was larger once, or was to be. The first bad entry ends it with EINVAL and one line in the log; a killed caller with EINTR.
+    /// Reads the whole index and judges every entry. `sink` gets all clusters of the disk that are
+    /// mapped, those that have slots in a row at once: entries behind its end are of a disk that was
+    /// larger once, or was to be. The first bad entry ends it with EINVAL and one line in the log; a
+    /// killed caller with EINTR.
     pub(crate) fn scan_index(
         &self,
         device: u32,
-        mut sink: impl FnMut(Cluster, ImageCluster) -> Result,
+        mut sink: impl FnMut(Cluster, Range<u32>) -> Result,
     ) -> Result<Usage> {
         let Format::Ploop1(format) = &self.format else {
             return Err(EINVAL);
@@ -278,10 +282,12 @@ impl Delta {
             }
             for (page_no, idx) in (first..).zip(0..nr) {
                 let slots = Ploop1::slots(buf.page(idx).ok_or(EINVAL)?)?;
-                scan.page(page_no, slots, |cluster, place| match place {
-                    Ok(_) if cluster.0 >= end => Ok(()),
-                    Ok(at) => sink(cluster, at),
-                    Err(problem) => Err(refuse(device, problem)),
+                scan.runs(page_no, slots, |run| {
+                    let at = run.first.map_err(|problem| refuse(device, problem))?;
+                    match run.nr.min(end.saturating_sub(run.cluster.0)) {
+                        0 => Ok(()),
+                        nr => sink(run.cluster, at.0..at.0.saturating_add(nr)),
+                    }
                 })?;
             }
             first += nr as u32;

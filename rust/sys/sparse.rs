@@ -103,6 +103,24 @@ impl SparseWords {
         self.get(idx).ok_or(ERANGE)
     }
 
+    /// Stores words from `first` on, with their pages made if needed; those out of range are left out.
+    /// Nobody else may be changing them.
+    pub(crate) fn fill(&self, first: u32, words: impl ExactSizeIterator<Item = u64>) -> Result {
+        let (mut words, mut at) = (words, first);
+        while words.len() > 0 && u64::from(at) < self.len {
+            self.get_or_alloc(at)?;
+            let page = self.page(at as usize / PAGE_WORDS).ok_or(ERANGE)?;
+            let room = page.get(at as usize % PAGE_WORDS..).ok_or(ERANGE)?;
+            let before = words.len();
+            // Not the other way round: that would take a word for which there is no room.
+            for (place, word) in room.iter().zip(&mut words) {
+                place.store(word, Relaxed);
+            }
+            at = at.saturating_add((before - words.len()) as u32);
+        }
+        Ok(())
+    }
+
     fn page(&self, idx: usize) -> Option<&[Atomic<u64>; PAGE_WORDS]> {
         let page = self.pages.get(idx)?.load(Acquire);
         // SAFETY: A live page by the invariant, or null.

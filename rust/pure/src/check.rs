@@ -276,6 +276,30 @@ pub struct Usage {
     pub end: u32,
 }
 
+/// Clusters that follow each other and have entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first cluster.
+    pub cluster: Cluster,
+    /// Its slot, which those of the others follow; or, of one cluster alone, what is wrong with its entry.
+    pub first: Result<ImageCluster, Problem>,
+    /// How many clusters, at least one.
+    pub nr: u32,
+}
+
+impl Run {
+    /// Cluster `n` of the run.
+    pub fn cluster(&self, n: u32) -> Cluster {
+        Cluster(self.cluster.0.saturating_add(n))
+    }
+
+    /// The slot of cluster `n` of the run.
+    pub fn slot(&self, n: u32) -> Result<ImageCluster, Problem> {
+        let first = self.first?;
+        Ok(ImageCluster(first.0.saturating_add(n)))
+    }
+}
+
 /// Judges the BAT page by page and remembers which slots are taken, one bit each.
 pub struct BatScan {
     header: Header,
@@ -315,30 +339,114 @@ impl BatScan {
         slots: &[U32],
         mut sink: impl FnMut(Cluster, Result<ImageCluster, Problem>) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.runs(page, slots, |run| {
+            (0..run.nr).try_for_each(|n| sink(run.cluster(n), run.slot(n)))
+        })
+    }
+
+    /// The same, with clusters whose slots follow each other, as those of most images do, at once.
+    pub fn runs<E>(
+        &mut self,
+        page: u32,
+        slots: &[U32],
+        mut sink: impl FnMut(Run) -> Result<(), E>,
+    ) -> Result<(), E> {
         let lead = if page == 0 { HEADER_SLOTS as usize } else { 0 };
         let (first, _) = page_range(page);
-        let clusters = first..u64::from(self.header.nr_entries);
-        for (cluster, slot) in clusters.zip(slots.iter().skip(lead)) {
-            let entry = slot.get();
+        let nr = u64::from(self.header.nr_entries).saturating_sub(first);
+        let mut rest = slots.get(lead..).unwrap_or(&[]);
+        rest = rest
+            .get(..usize::try_from(nr).unwrap_or(usize::MAX))
+            .unwrap_or(rest);
+        let step = self.header.entry_of_next_slot();
+        // Below `nr_entries`, a u32.
+        let mut cluster = first as u32;
+        while let Some((entry, behind)) = rest.split_first() {
+            let entry = entry.get();
+            let mut expected = entry;
+            let follows = |next: &&U32| {
+                expected = expected.wrapping_add(if entry == 0 { 0 } else { step });
+                next.get() == expected && expected >= entry
+            };
+            let nr = 1 + behind.iter().take_while(follows).count();
             if entry != 0 {
-                // Below `nr_entries`, a u32.
-                let cluster = Cluster(cluster as u32);
-                let found = self.place(entry);
-                sink(cluster, found.ok_or_else(|| self.problem(cluster, entry)))?;
+                // At most a page of them.
+                self.run(Cluster(cluster), entry, nr as u32, &mut sink)?;
             }
+            cluster = cluster.saturating_add(nr as u32);
+            rest = rest.get(nr..).unwrap_or(&[]);
         }
         Ok(())
     }
 
+    /// Judges `nr` entries from that of `cluster` on, of which the first is `entry` and the others name
+    /// the slots that follow.
+    fn run<E>(
+        &mut self,
+        cluster: Cluster,
+        entry: u32,
+        nr: u32,
+        sink: &mut impl FnMut(Run) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let at = self.header.decode_entry(entry).ok().flatten();
+        if let Some(at) = at.filter(|at| self.note_all(*at, nr)) {
+            let first = Ok(at);
+            return sink(Run { cluster, first, nr });
+        }
+        let mut entry = entry;
+        for n in 0..nr {
+            let cluster = Cluster(cluster.0.saturating_add(n));
+            let found = self.place(entry);
+            let first = found.ok_or_else(|| self.problem(cluster, entry));
+            let nr = 1;
+            sink(Run { cluster, first, nr })?;
+            entry = entry.wrapping_add(self.header.entry_of_next_slot());
+        }
+        Ok(())
+    }
+
+    /// Notes `nr` slots, if all of them can be and none is noted already.
+    fn note_all(&mut self, at: ImageCluster, nr: u32) -> bool {
+        let end = at.0.checked_add(nr);
+        let Some(end) = end.filter(|end| *end <= self.length.clusters) else {
+            return false;
+        };
+        let Some(bit) = at.0.checked_sub(self.header.first_data.0) else {
+            return false;
+        };
+        let words = |bit: u32, end: u32| {
+            let mut from = bit;
+            core::iter::from_fn(move || {
+                let nr = (u64::BITS - from % u64::BITS).min(end.checked_sub(from)?);
+                let mask = u64::MAX.checked_shr(u64::BITS - nr)? << (from % u64::BITS);
+                let at = (from / u64::BITS) as usize;
+                from += nr;
+                Some((at, mask))
+            })
+        };
+        let end_bit = bit.saturating_add(nr);
+        let is_free =
+            |(at, mask): (usize, u64)| self.used.get(at).is_some_and(|word| word & mask == 0);
+        if !words(bit, end_bit).all(is_free) {
+            return false;
+        }
+        for (at, mask) in words(bit, end_bit) {
+            if let Some(word) = self.used.get_mut(at) {
+                *word |= mask;
+            }
+        }
+        self.usage.nr_used += nr;
+        self.usage.end = self.usage.end.max(end);
+        true
+    }
+
     /// The place that an entry names, which is noted, if nothing is wrong with it.
-    #[inline]
     fn place(&mut self, entry: u32) -> Option<ImageCluster> {
         let at = self.header.decode_entry(entry).ok()??;
         (at.0 < self.length.clusters && self.note(at)).then_some(at)
     }
 
     /// Notes a slot. `false` if it cannot be one, or is noted already.
-    #[inline]
     fn note(&mut self, at: ImageCluster) -> bool {
         let bit = at.0.checked_sub(self.header.first_data.0);
         let word = bit.and_then(|bit| self.used.get_mut((bit / 64) as usize));

@@ -100,6 +100,11 @@ impl SlotSet {
         true
     }
 
+    /// Puts all slots of `range` in, as far as the bound allows.
+    pub fn insert_all(&mut self, range: Range<u32>) {
+        self.insert_gaps(range, &Self::default());
+    }
+
     /// Takes `slot` out. Returns whether it was in.
     pub fn remove(&mut self, slot: ImageCluster) -> bool {
         let (at, bit) = place(slot);

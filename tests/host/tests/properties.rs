@@ -136,10 +136,12 @@ proptest! {
     }
 }
 
-/// An image of 3 index pages whose entries are near the interesting values.
-fn bat() -> impl Strategy<Value = (Version, Vec<(u32, u32)>, u32, bool)> {
+/// An image of 3 index pages whose entries are near the interesting values: cluster, entry, and how many
+/// follow it.
+fn bat() -> impl Strategy<Value = (Version, Vec<(u32, u32, u32)>, u32, bool)> {
     let entry = prop_oneof![0u32..12, 0u32..300, Just(u32::MAX), any::<u32>()];
-    let entries = vec((0u32..2500, entry), 0..40);
+    let following = prop_oneof![3 => Just(0u32), 1 => 0u32..200];
+    let entries = vec((0u32..2500, entry, following), 0..40);
     (version(), entries, 1u32..200, any::<bool>())
 }
 
@@ -154,10 +156,15 @@ proptest! {
         let len = cluster.offset(ImageCluster(first + nr_slots)) + u64::from(torn) * 512;
         let length = Length::judge(&header, len).unwrap();
         let mut slots = vec![U32::ZERO; 3 * PAGE_SLOTS as usize];
-        for (c, e) in &entries {
+        let unit = if version == Version::V1 { 64 } else { 1 };
+        for (c, e, following) in &entries {
             // Version 1 counts sectors; most of them should be aligned.
-            let e = if version == Version::V1 && *e < 300 { *e * 64 } else { *e };
-            slots[(c + HEADER_SLOTS) as usize] = U32::new(e);
+            let e = if *e < 300 { *e * unit } else { *e };
+            for n in 0..=*following {
+                if let Some(slot) = slots.get_mut((c + n + HEADER_SLOTS) as usize) {
+                    *slot = U32::new(e.wrapping_add(n * unit));
+                }
+            }
         }
         let mut scan = BatScan::new(header, length).unwrap();
         let mut out = Vec::new();
@@ -169,7 +176,6 @@ proptest! {
         for c in 0..header.nr_entries {
             let e = slots[(c + HEADER_SLOTS) as usize].get();
             if e == 0 { continue; }
-            let unit = if version == Version::V1 { 64 } else { 1 };
             let last = first + nr_slots;
             let r = if e % unit != 0 { Err("misaligned") }
                 else if e / unit < first { Err("in header") }

@@ -392,8 +392,7 @@ impl Candidate<'_> {
 
     fn judge_ploop1(&self, image: Image, below: Option<&Judged>, is_free: bool) -> Result<Judged> {
         let lock = ImageLock::take(image.file(), self.path, self.usage())?;
-        let report = image.check()?.map_err(|p| image.not_an_image(p))?;
-        let header = report.findings.header;
+        let (header, length, _) = image.good_header()?;
         let member = Member {
             kind: chain::Kind::Ploop1(header.version),
             cluster: header.cluster,
@@ -404,7 +403,34 @@ impl Candidate<'_> {
         if let Some(below) = below {
             self.must_fit(below, &member)?;
         }
-        let mut flags = self.rdonly();
+        // Nothing there could be mended without loss. The kernel judges every entry itself; what is wrong
+        // is looked up if it refuses one.
+        let is_closed = header.mark == Mark::Closed && header.ext_offset == 0 && !length.torn;
+        let (flags, repaired) = if is_closed {
+            drop(lock);
+            (0, Vec::new())
+        } else {
+            self.look_and_mend(&image, lock, is_free)?
+        };
+        Ok(Judged {
+            image,
+            format: abi::FORMAT_PLOOP1,
+            flags: self.rdonly() | flags,
+            member,
+            repaired,
+        })
+    }
+
+    /// Judges every entry, and mends what is needed and may be. Returns what the kernel is to be told of
+    /// the image, and the steps.
+    fn look_and_mend(
+        &self,
+        image: &Image,
+        lock: ImageLock<'_>,
+        is_free: bool,
+    ) -> Result<(u32, Vec<String>)> {
+        let report = image.check()?.map_err(|p| image.not_an_image(p))?;
+        let header = report.findings.header;
         let mut repaired = Vec::new();
         let plan = Plan::new(&report.findings, Scope::Needed);
         match &plan {
@@ -415,7 +441,7 @@ impl Candidate<'_> {
                 let hint = "leave out --no-repair: the repair loses nothing";
                 return Err(needs_repair(self.path, &report, hint));
             }
-            Some(plan) if !self.is_read() => repaired = mend::carry_out(&image, &report, plan)?,
+            Some(plan) if !self.is_read() => repaired = mend::carry_out(image, &report, plan)?,
             None if !self.is_read() && header.mark == Mark::ClosedV21 && header.ext_offset != 0 => {
                 output::note(&format!(
                     "note: the format extension (dirty bitmap) of {} is dropped by writing to the \
@@ -431,16 +457,10 @@ impl Candidate<'_> {
                 repaired = self.mend_lower()?;
             }
             if repaired.is_empty() {
-                flags |= self.take_as_it_is(&report)?;
+                return Ok((self.take_as_it_is(&report)?, repaired));
             }
         }
-        Ok(Judged {
-            image,
-            format: abi::FORMAT_PLOOP1,
-            flags,
-            member,
-            repaired,
-        })
+        Ok((0, repaired))
     }
 
     /// The flag by which the kernel takes an image that was not closed. A torn cluster in use it
@@ -520,15 +540,31 @@ fn hand_over(args: &AttachArgs, chain: &[Judged]) -> Result<u32> {
             cookie: args.cookie.as_deref(),
         };
         let added = device.add_delta(delta);
-        added.map_err(|e| refused(judged.image.path(), "attach", e))?;
+        added.map_err(|e| judged.refused("attach", e))?;
     }
     if let Some(top) = chain.last() {
-        let started = device.start();
-        started.map_err(|e| refused(top.image.path(), "start", e))?;
+        device.start().map_err(|e| top.refused("start", e))?;
     }
     let index = making.index();
     making.finish();
     Ok(index)
+}
+
+impl Judged {
+    /// The kernel did not take the image.
+    fn refused(&self, what: &str, e: Errno) -> Error {
+        if e == Errno::EINVAL && self.format == abi::FORMAT_PLOOP1 {
+            let report = self.image.check().ok().and_then(|report| report.ok());
+            let is_lossy = |report: &Report| {
+                Plan::new(&report.findings, Scope::Needed)
+                    .is_some_and(|p| p.cure() != Cure::Lossless)
+            };
+            if let Some(report) = report.filter(is_lossy) {
+                return mend::lossy(self.image.path(), &report);
+            }
+        }
+        refused(self.image.path(), what, e)
+    }
 }
 
 fn refused(path: &Path, what: &str, e: Errno) -> Error {

@@ -380,6 +380,14 @@ impl Header {
         }
     }
 
+    /// By how much the entry of a slot is larger than that of the slot before it.
+    pub fn entry_of_next_slot(&self) -> u32 {
+        match self.version {
+            Version::V1 => self.cluster.sectors(),
+            Version::V2 => 1,
+        }
+    }
+
     /// What an entry says: `None` for a hole, else the slot, or the value if it is not aligned.
     #[inline]
     pub fn decode_entry(&self, entry: u32) -> Result<Option<ImageCluster>, u32> {
