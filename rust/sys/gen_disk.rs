@@ -10,6 +10,7 @@ use kernel::{
     static_lock_class,
     str::{CString, NullTerminatedFormatter},
     sync::Arc,
+    types::ScopeGuard,
 };
 
 /// An ioctl on a disk or one of its partitions.
@@ -283,6 +284,12 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
     ) -> Option<R> {
         // SAFETY: A live disk has its queue.
         let queue = unsafe { (*self.0.as_ptr()).queue };
+        // SAFETY: As above.
+        unsafe { bindings::ploop_freeze_prepare(queue) };
+        let _ended = ScopeGuard::new(|| {
+            // SAFETY: As above; prepared just now.
+            unsafe { bindings::ploop_freeze_ended(queue) };
+        });
         // SAFETY: As above.
         let flags = unsafe { bindings::ploop_freeze_start(queue) };
         // SAFETY: As above; freezing has started.

@@ -72,10 +72,15 @@ unsigned long ploop_totalram_bytes(void)
 	return totalram_pages() << PAGE_SHIFT;
 }
 
+/* Some disk of ours has been swapped to. */
+static bool swapped_to;
+
 void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio)
 {
 	struct cgroup_subsys_state *css = NULL;
 
+	if (bio && (bio->bi_opf & REQ_SWAP) && !READ_ONCE(swapped_to))
+		WRITE_ONCE(swapped_to, true);
 	scope->flags = current->flags & (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
 	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
 	scope->memcg_css = NULL;
@@ -107,6 +112,28 @@ void ploop_io_leave(struct ploop_io_scope *scope)
 	}
 	current->flags &= ~(PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
 	current->flags |= scope->flags;
+}
+
+/*
+ * Begins I/O past the page cache, by who is in ploop_io_enter(). Where our disks are swapped to, memory
+ * may come free only by that I/O. What the file system needs for it, which is little where data is
+ * overwritten, then comes from the reserves; it would wait for ever for memory to come free. Not where
+ * the page cache has something of the file to be written: file systems take that for reclaim, and
+ * refuse it.
+ */
+unsigned int ploop_reserves_enter(struct file *file)
+{
+	if (!READ_ONCE(swapped_to) || !(current->flags & PF_MEMALLOC_NOIO))
+		return 0;
+	if (mapping_tagged(file->f_mapping, PAGECACHE_TAG_DIRTY))
+		return 0;
+	return memalloc_flags_save(PF_MEMALLOC);
+}
+
+/* Ends it; flags is what ploop_reserves_enter() returned. */
+void ploop_reserves_leave(unsigned int flags)
+{
+	memalloc_flags_restore(flags);
 }
 
 int ploop_file_identify(struct file *file, struct ploop_file_id *id)
@@ -496,6 +523,21 @@ void ploop_ofd_unlock(struct file *file, loff_t start)
 	vfs_lock_file(file, F_SETLK, &fl, NULL);
 }
 
+/*
+ * Makes the freeze that follows short: the queue's users are counted in one place from here on, so
+ * that nobody has to wait for an RCU grace period with requests shut out. Requests go on meanwhile.
+ */
+void ploop_freeze_prepare(struct request_queue *q)
+{
+	percpu_ref_switch_to_atomic_sync(&q->q_usage_counter);
+}
+
+/* After that freeze, or instead of it: users are counted for each CPU again. */
+void ploop_freeze_ended(struct request_queue *q)
+{
+	percpu_ref_switch_to_percpu(&q->q_usage_counter);
+}
+
 /* No new request enters from here on; those in flight go on. */
 unsigned int ploop_freeze_start(struct request_queue *q)
 {
@@ -514,6 +556,15 @@ bool ploop_freeze_wait(struct request_queue *q, unsigned int ms)
 void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags)
 {
 	blk_mq_unfreeze_queue(q, flags);
+}
+
+/*
+ * As blk_mq_wait_quiesce_done() for a tag set whose queue_rq may sleep, but at once: requests are
+ * shut out meanwhile.
+ */
+void ploop_wait_dispatched(struct blk_mq_tag_set *set)
+{
+	synchronize_srcu_expedited(set->srcu);
 }
 
 int ploop_set_limits(struct gendisk *disk, struct queue_limits *lim)

@@ -52,6 +52,8 @@ struct ploop_io_scope {
 
 void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio);
 void ploop_io_leave(struct ploop_io_scope *scope);
+unsigned int ploop_reserves_enter(struct file *file);
+void ploop_reserves_leave(unsigned int flags);
 
 /* Who a file is, as stat(2) says. */
 struct ploop_file_id {
@@ -97,9 +99,12 @@ int ploop_ofd_read_lock(struct file *file, loff_t start);
 void ploop_ofd_unlock(struct file *file, loff_t start);
 bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid);
 
+void ploop_freeze_prepare(struct request_queue *q);
+void ploop_freeze_ended(struct request_queue *q);
 unsigned int ploop_freeze_start(struct request_queue *q);
 bool ploop_freeze_wait(struct request_queue *q, unsigned int ms);
 void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags);
+void ploop_wait_dispatched(struct blk_mq_tag_set *set);
 int ploop_set_limits(struct gendisk *disk, struct queue_limits *lim);
 unsigned int ploop_disk_openers(struct gendisk *disk);
 void ploop_disk_open_lock(struct gendisk *disk);

@@ -570,8 +570,8 @@ impl<D: Driver> TagSet<D> {
     /// Waits until the handlers that run now have returned, `queue_rq` too. It does not wait for what
     /// else their workqueue does: that may need the disk.
     pub(super) fn wait_for_handlers(&self) {
-        // SAFETY: A live tag set.
-        unsafe { bindings::blk_mq_wait_quiesce_done(self.raw.get()) };
+        // SAFETY: A live tag set, which `new` has made one whose `queue_rq` may sleep.
+        unsafe { bindings::ploop_wait_dispatched(self.raw.get()) };
         self.handlers.wait();
     }
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 # Memory is short, and the only way out is through our disks: a program that dirties more
-# memory than there is, swapped to one, and a writer in a small memory cgroup through the
-# page cache of a file system on another. Meanwhile snapshots are made and merged, and the
-# disk grows. Nothing hangs, and memory and files hold what was put there.
+# memory than there is, swapped to one, all of whose clusters were written before, and a writer in
+# a small memory cgroup through the page cache of a file system on another. Meanwhile snapshots of
+# that are made and merged, and it grows. Nothing hangs, and memory and files hold what was put there.
 # timeout: 600
 # memory: 384
 . "$(dirname "$0")/lib.sh"
@@ -12,10 +12,14 @@ scratch_fs ext4
 ram=$(awk '$1 == "MemTotal:" { print int($2 / 1024) }' /proc/meminfo)
 rounds=$(share 1 20)
 note "$ram MiB of memory"
-new() { ploopctl create -s "$2M" -b "$3" "$SCRATCH/$1.img" >/dev/null; }
-new swap $((ram * 2)) 256K
-new files 512 64K
-swap=$(attach "$SCRATCH/swap.img")
+new() { ploopctl create -s "$2M" -b 64K "$SCRATCH/$1.img" >/dev/null; }
+# Not on the file system of the other: its journal waits for memory.
+scratch_fs ext4 1
+ploopctl create -s "$((ram * 3 / 2))M" -b 256K "$SCRATCH-1/swap.img" >/dev/null
+new files 512
+swap=$(attach "$SCRATCH-1/swap.img")
+dd if=/dev/urandom of="$swap" bs=1M oflag=direct count=$((ram * 3 / 2)) status=none
+sync
 files=$(attach "$SCRATCH/files.img")
 mkswap -q "$swap" || mkswap "$swap" >/dev/null
 swapon "$swap"
@@ -56,22 +60,18 @@ writer=$!
 
 alive() { kill -0 "$1" 2>/dev/null; }
 
-# What changes the disks allocates memory, and none of it may be had from the disk it holds.
+# What changes the disk allocates memory, and none of it may be had from the disk itself.
 count=0
 while alive "$hog" || alive "$writer"; do
     count=$((count + 1))
-    for device in "$swap" "$files"; do
-        size=$(($(blockdev --getsize64 "$device") >> 20))
-        name=${device##*/}-$count log=7
-        [[ $device == "$files" ]] || log=9
-        new "$name" "$size" $((1 << (log - 1)))K
-        timeout 300 plooptest snapshot --cluster-log $log "$device" "$SCRATCH/$name.img" || die "a snapshot of $device failed"
-        sleep 1
-        timeout 300 plooptest op "$device" merge top || die "a merge of $device failed"
-        timeout 300 plooptest op "$device" grow $(((size + 8) << 11)) || die "$device could not grow"
-        timeout 300 plooptest op "$device" compact || die "$device could not be compacted"
-        rm "$SCRATCH/$name.img"
-    done
+    size=$(($(blockdev --getsize64 "$files") >> 20))
+    new "$count" "$size"
+    timeout 300 plooptest snapshot --cluster-log 7 "$files" "$SCRATCH/$count.img" || die 'a snapshot failed'
+    sleep 1
+    timeout 300 plooptest op "$files" merge top || die 'a merge failed'
+    timeout 300 plooptest op "$files" grow $(((size + 8) << 11)) || die 'the disk could not grow'
+    timeout 300 plooptest op "$files" compact || die 'the disk could not be compacted'
+    rm "$SCRATCH/$count.img"
 done
 wait "$hog" || die 'memory that was swapped is wrong'
 wait "$writer" || die 'a file written under pressure is wrong'
@@ -84,4 +84,4 @@ detach "$swap" "$files"
 files=$(attach "$SCRATCH/files.img")
 e2fsck -fn "$files" >&2 || die 'the file system is damaged'
 detach "$files"
-for image in swap files; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done
+for image in "$SCRATCH/files.img" "$SCRATCH-1/swap.img"; do ploopctl check "$image" >&2 || die "$image is damaged"; done
