@@ -37,7 +37,7 @@ use crate::{
 };
 use ploop_pure::{
     alloc::Alloc,
-    flow::{self, Action, Event, Write},
+    flow::{self, Action, Event, Settled, Write},
     index::DirtyPages,
     map::Place,
     units::{Cluster, ImageCluster, Level, SECTOR_BYTES},
@@ -92,6 +92,8 @@ pub(crate) struct Cmd {
     error: Error,
     /// It failed in an I/O that synced the file too.
     is_sync_failed: bool,
+    /// Its data goes past the file system.
+    is_straight: bool,
 }
 
 impl Cmd {
@@ -108,6 +110,7 @@ impl Cmd {
             moved: 0,
             error: EIO,
             is_sync_failed: false,
+            is_straight: false,
         }
     }
 
@@ -127,6 +130,7 @@ pub(crate) trait Disk: Driver<Pdu = Cmd> {
 struct Slow<D: Disk> {
     alloc: Alloc,
     dirty: DirtyPages,
+    settled: Settled,
     /// Writes that wait for a locked cluster.
     lock_waiters: Waiters<D>,
     /// Writes that wait for a slot, until the file has grown. Each holds its cluster's lock.
@@ -253,6 +257,7 @@ impl<D: Disk> Engine<D> {
         let slow = Slow {
             alloc: parts.alloc,
             dirty: parts.dirty,
+            settled: Settled::default(),
             lock_waiters: Waiters::new(),
             space_waiters: RequestList::new(),
             parked: RequestList::new(),
@@ -333,6 +338,9 @@ impl<D: Disk> Engine<D> {
 
     /// Takes a request back from I/O; any context. Ends the most frequent requests at once.
     pub(crate) fn io_done(mut rq: Request<D>, result: Result<usize>) {
+        if rq.op() == Op::Flush {
+            return Self::flushed(rq, result.map(drop));
+        }
         let len = rq.len();
         if rq.op() == Op::Write {
             Self::written(&mut rq);
@@ -401,7 +409,11 @@ impl<D: Disk> Engine<D> {
             Phase::Moving { pos, .. } => Some(pos),
             _ => None,
         };
+        let is_straight = core::mem::take(&mut rq.pdu().is_straight);
         let tracks = rq.driver().tracks();
+        if !is_straight {
+            tracks.file_written();
+        }
         if let Some(pos) = pos {
             tracks.image_written(&(pos..pos.saturating_add(len)));
         }

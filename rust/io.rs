@@ -76,7 +76,7 @@ impl Io {
 
     /// Writes whole pages.
     pub(crate) fn write(&self, pos: u64, buf: &PageBuf, pages: Range<usize>) -> Result {
-        self.file().as_file().write_pages(pos, buf, pages)
+        self.file().write(|file| file.write_pages(pos, buf, pages))
     }
 
     /// Bytes that can still be written to the file system, as far as it tells.
@@ -86,7 +86,7 @@ impl Io {
 
     /// Makes all data written and the file's length durable.
     pub(crate) fn sync(&self) -> Result {
-        self.file().as_file().sync()
+        self.file().sync()
     }
 
     /// Whether I/O goes past the page cache.
@@ -97,7 +97,7 @@ impl Io {
     /// Allocates space for `range` of the file, so that writing there cannot fail for want of it,
     /// where the file system can do that.
     pub(crate) fn reserve(&self, range: Range<u64>) -> Result {
-        match self.file().as_file().allocate(range) {
+        match self.file().write(|file| file.allocate(range)) {
             Err(e) if Errno::OpNotSupp.is(e) => Ok(()),
             other => other,
         }
@@ -113,7 +113,7 @@ impl Io {
         if self.len()? >= len {
             return Ok(());
         }
-        self.file().as_file().truncate(len)
+        self.file().write(|file| file.truncate(len))
     }
 
     /// Cuts the file to `len` bytes.
@@ -163,6 +163,21 @@ impl Io {
             Some(bdev) => bdev.submit(rq, pos),
             None => Some(rq),
         }
+    }
+
+    /// Makes durable what [`Self::submit_inline`] has written, past the file system; gives the request
+    /// back where that cannot be done. It comes back through [`Driver::io_done`], with EAGAIN if
+    /// [`Self::sync`] has to do it. Context as of [`Self::submit_inline`].
+    pub(crate) fn flush_inline<D: Driver>(&self, rq: Request<D>) -> Option<Request<D>> {
+        match self.file().bdev() {
+            Some(bdev) => bdev.flush(rq),
+            None => Some(rq),
+        }
+    }
+
+    /// Changes of the file through its file system that have ended, but for those of requests.
+    pub(crate) fn nr_changes(&self) -> u64 {
+        self.file().nr_changes()
     }
 
     /// Whether [`Self::submit_inline`] may ever do it.

@@ -138,8 +138,12 @@ impl<D: Disk> Engine<D> {
     pub(super) fn commit_here(&self) -> Result {
         let mut copies = self.commit.lock();
         let (commit, action) = Commit::start(self.drops());
+        let changes = self.nr_changes();
         self.slow.lock().alloc.commit_begins();
         let result = self.drive(&mut copies, commit, action);
+        if result.is_ok() {
+            self.slow.lock().settled.committed(changes);
+        }
         trace::commit(self.device, result);
         result
     }

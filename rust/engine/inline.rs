@@ -22,6 +22,7 @@ impl<D: Disk> Engine<D> {
         let is_write = match rq.op() {
             Op::Read => false,
             Op::Write if !rq.is_fua() && self.may_write() => true,
+            Op::Flush if self.may_write() => return self.flush_inline(rq),
             Op::Write | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Other => return Some(rq),
         };
         let Ok(extent) = self.extent_of(&rq) else {
@@ -38,6 +39,7 @@ impl<D: Disk> Engine<D> {
         let cmd = rq.pdu();
         cmd.extent = extent;
         cmd.write = write;
+        cmd.is_straight = true;
         let sync = Sync::No;
         cmd.phase = Phase::Moving { level, pos, sync };
         let Some(mut rq) = io.submit_inline(rq, pos) else {
@@ -49,6 +51,53 @@ impl<D: Disk> Engine<D> {
         rq.leave();
         rq.pdu().arrive();
         Some(rq)
+    }
+
+    /// A FLUSH for which a flush of the device is enough (ordering rule 3).
+    fn flush_inline(&self, rq: Request<D>) -> Option<Request<D>> {
+        let Some(top) = self.chain.top().filter(|_| self.chain.source().is_none()) else {
+            return Some(rq);
+        };
+        // Until the top before is finished, flushes wait for that, too.
+        if self.gate.try_lock().is_none() {
+            return Some(rq);
+        }
+        let changes = self.nr_changes();
+        let is_enough = {
+            let slow = self.slow.lock();
+            slow.settled.is_flush_enough(changes, &slow.dirty)
+        };
+        if !is_enough {
+            return Some(rq);
+        }
+        let left = top.io().flush_inline(rq);
+        if left.is_none() {
+            self.shared.stats.requests.add(1, Relaxed);
+            self.shared.stats.inline.add(1, Relaxed);
+        }
+        left
+    }
+
+    /// What was done to the top's file through its file system; see [`Settled`](ploop_pure::flow::Settled).
+    pub(super) fn nr_changes(&self) -> u64 {
+        let of_file = self.chain.top().map_or(0, |top| top.io().nr_changes());
+        of_file.wrapping_add(self.shared.tracks.nr_by_file())
+    }
+
+    /// Takes a FLUSH back from the device.
+    pub(super) fn flushed(mut rq: Request<D>, result: Result) {
+        let cmd = rq.pdu();
+        match result {
+            Ok(()) => return rq.complete(Ok(())),
+            // Somebody syncs the file: by the next commit.
+            Err(e) if e == EAGAIN => cmd.phase = Phase::Again,
+            Err(e) => {
+                cmd.error = e;
+                cmd.is_sync_failed = true;
+                cmd.phase = Phase::Failed;
+            }
+        }
+        rq.enqueue();
     }
 
     /// Where data is that can be moved as it is: the byte in the image of a level; and for a write, its

@@ -155,6 +155,8 @@ pub(crate) struct Tracks {
     tracker: Mutex<Option<KBox<Tracker>>>,
     #[pin]
     points: Mutex<Points>,
+    /// Writes of requests that went through a file system and have ended.
+    by_file: Atomic<u64>,
 }
 
 impl Tracks {
@@ -166,6 +168,7 @@ impl Tracks {
                 noted: Guarded::new(epoch.clone()),
                 tracker <- new_mutex!(None),
                 points <- new_mutex!(KVec::new()),
+                by_file: Atomic::new(0),
             }? Error),
             GFP_KERNEL,
         )
@@ -178,6 +181,16 @@ impl Tracks {
                 image.bitmap.mark(bytes);
             }
         });
+    }
+
+    /// A request has written through the file system, perhaps. Any context.
+    pub(super) fn file_written(&self) {
+        self.by_file.fetch_add(1, Release);
+    }
+
+    /// How many have.
+    pub(super) fn nr_by_file(&self) -> u64 {
+        self.by_file.load(Acquire)
     }
 
     /// What bytes of the disk hold has changed. Any context.

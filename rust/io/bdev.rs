@@ -9,7 +9,7 @@
 //! Locks: `changes`, a leaf.
 
 use crate::sys::{
-    blocks::Blocks,
+    blocks::{Blocks, Syncs},
     file::File,
     mq::{Driver, Request},
     prelude::*,
@@ -34,6 +34,7 @@ pub(crate) struct DiskShape {
 #[pin_data]
 pub(crate) struct Bdev {
     known: SetOnce<Known>,
+    syncs: Arc<Syncs>,
     #[pin]
     changes: SpinLock<Changes>,
 }
@@ -59,9 +60,11 @@ struct Changes {
 impl Bdev {
     /// Nothing known yet.
     pub(super) fn new() -> Result<Pin<KBox<Self>>> {
+        let syncs = Arc::new(Syncs::new(), GFP_KERNEL)?;
         KBox::pin_init(
             pin_init!(Self {
                 known: SetOnce::new(),
+                syncs,
                 changes <- new_spinlock!(Changes::default()),
             }),
             GFP_KERNEL,
@@ -84,6 +87,21 @@ impl Bdev {
         }
     }
 
+    /// Makes durable, at the device, what was written to it by [`Self::submit`], or gives the request back.
+    /// It comes back through [`Driver::io_done`], with EAGAIN if it has to be done otherwise.
+    pub(super) fn flush<D: Driver>(&self, rq: Request<D>) -> Option<Request<D>> {
+        match self.known.as_ref().and_then(|known| known.blocks.enter()) {
+            Some(inside) => inside.flush(rq),
+            None => Some(rq),
+        }
+    }
+
+    /// Calls `f`, which syncs the file.
+    pub(super) fn sync(&self, f: impl FnOnce() -> Result) -> Result {
+        self.syncs.begins();
+        f().inspect(|()| self.syncs.succeeds())
+    }
+
     /// Looks up where the blocks of a range are that are not known, and for a new group of blocks of
     /// all of it; the first time takes hold of the file's blocks, if nobody else may write it. May
     /// sleep.
@@ -104,7 +122,8 @@ impl Bdev {
             return None;
         }
         // Of two at a time, one finds that the other one denies writers.
-        self.known.populate(Known::new(file, disk).ok()?);
+        self.known
+            .populate(Known::new(file, disk, self.syncs.clone()).ok()?);
         let known = self.known.as_ref()?;
         // Who released meanwhile may not have seen it.
         if self.changes.lock().is_released {
@@ -189,8 +208,8 @@ impl Bdev {
 }
 
 impl Known {
-    fn new(file: &File, disk: DiskShape) -> Result<Self> {
-        let blocks = file.hold_blocks()?;
+    fn new(file: &File, disk: DiskShape, syncs: Arc<Syncs>) -> Result<Self> {
+        let blocks = file.hold_blocks(syncs)?;
         let layout = Layout::new(disk.cluster_log);
         let len = file.len()?.max(disk.bytes).saturating_mul(GROWTH);
         let words = SparseWords::new(layout.nr_words(len).min(u64::from(u32::MAX)))?;

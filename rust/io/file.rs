@@ -23,6 +23,8 @@ pub(crate) struct FileIo {
     bdev: Option<Pin<KBox<Bdev>>>,
     file: File,
     align: Align,
+    /// Changes through the file system that have ended, but for those of requests.
+    changes: Atomic<u64>,
 }
 
 impl FileIo {
@@ -59,7 +61,12 @@ impl FileIo {
     fn new(file: File, align: Align) -> Result<Self> {
         let may_be = file.mode() == Mode::Direct && file.has_blocks() && sys::wants_bdev();
         let bdev = may_be.then(Bdev::new).transpose()?;
-        Ok(Self { bdev, file, align })
+        Ok(Self {
+            bdev,
+            file,
+            align,
+            changes: Atomic::new(0),
+        })
     }
 
     /// The way past the file system, where there may be one.
@@ -83,9 +90,29 @@ impl FileIo {
 
     /// Calls `f`, which may change where the blocks of `range` are or what counts of them.
     pub(super) fn change(&self, range: Range<u64>, f: impl FnOnce(&File) -> Result) -> Result {
+        self.write(|file| match self.bdev() {
+            Some(bdev) => bdev.change(&range, || f(file)),
+            None => f(file),
+        })
+    }
+
+    /// Calls `f`, which changes the file in any other way.
+    pub(super) fn write(&self, f: impl FnOnce(&File) -> Result) -> Result {
+        let result = f(&self.file);
+        self.changes.fetch_add(1, Release);
+        result
+    }
+
+    /// Changes so far; those that are under way do not count yet, nor those of requests.
+    pub(super) fn nr_changes(&self) -> u64 {
+        self.changes.load(Acquire)
+    }
+
+    /// Makes everything durable.
+    pub(super) fn sync(&self) -> Result {
         match self.bdev() {
-            Some(bdev) => bdev.change(&range, || f(&self.file)),
-            None => f(&self.file),
+            Some(bdev) => bdev.sync(|| self.file.sync()),
+            None => self.file.sync(),
         }
     }
 
@@ -99,13 +126,20 @@ impl FileIo {
         self.align
     }
 
-    /// Allocates the space if the file system can, else grows the file by a hole.
+    /// Allocates the space, with zeros written there if the device does that by itself, if the file
+    /// system can; else grows the file by a hole.
     pub(crate) fn grow(&self, range: Range<u64>) -> Result {
-        let end = range.end;
-        match self.file.allocate(range) {
-            Err(e) if Errno::OpNotSupp.is(e) => self.file.truncate(end),
-            other => other,
-        }
+        let is_unknown = |result: &Result| result.is_err_and(|e| Errno::OpNotSupp.is(e));
+        self.write(|file| {
+            let mut result = file.allocate_written(range.clone());
+            if is_unknown(&result) {
+                result = file.allocate(range.clone());
+            }
+            if is_unknown(&result) {
+                result = file.truncate(range.end);
+            }
+            result
+        })
     }
 }
 

@@ -74,17 +74,58 @@ impl<D: Driver> Request<D> {
             }
             nr += 1;
         }
+        // SAFETY: Complete bios, whose memory lives until they are done.
+        unsafe { self.submit_list(list, nr, (blocks, idx, pos)) };
+        None
+    }
+
+    /// Asks `device` to make durable what was written to it. The request comes back as from
+    /// [`Self::submit_bios`].
+    ///
+    /// # Safety
+    ///
+    /// `device` lives until then.
+    pub(super) unsafe fn submit_flush(
+        self,
+        blocks: *const Blocks,
+        idx: i32,
+        device: *mut bindings::block_device,
+    ) {
+        let pdu = self.raw_pdu();
+        let flags = bindings::req_op_REQ_OP_WRITE | bindings::REQ_PREFLUSH;
+        // SAFETY: We own the request, so the bio in its `Pdu` too; it has no data.
+        let bio = unsafe {
+            let bio: *mut bindings::bio = (*pdu).bio.get().cast();
+            bindings::bio_init(bio, device, ptr::null_mut(), 0, flags);
+            (*bio).bi_end_io = Some(Self::bio_done);
+            (*bio).bi_private = pdu.cast();
+            bio
+        };
+        // SAFETY: A complete bio, whose memory lives until it is done.
+        unsafe { self.submit_list(bio, 1, (blocks, idx, 0)) };
+    }
+
+    /// # Safety
+    ///
+    /// `list` are `nr` bios with [`Self::bio_done`] for this request, and `entered` is what that is to
+    /// leave.
+    unsafe fn submit_list(
+        self,
+        list: *mut bindings::bio,
+        nr: i32,
+        entered: (*const Blocks, i32, u64),
+    ) {
+        let pdu = self.raw_pdu();
         // SAFETY: We own the request, so its `Pdu` too.
         unsafe {
-            *(*pdu).blocks.get() = (blocks, idx, pos);
+            *(*pdu).blocks.get() = entered;
             *(*pdu).status.get() = 0;
             (*pdu).io_refs.store(nr, Relaxed);
         }
         // From here the request is the I/O's.
         let _ = self.into_raw();
-        // SAFETY: Complete bios, whose memory lives until they are done.
+        // SAFETY: By the contract.
         unsafe { bindings::ploop_submit_bios(list) };
-        None
     }
 
     /// # Safety
@@ -131,16 +172,20 @@ impl<D: Driver> Request<D> {
         }
         // SAFETY: Nobody else refers to the I/O: the request is ours again. `Pdu` follows it. `blocks`
         // was stored with the I/O, which is done.
-        let (rq, status) = unsafe {
+        let (rq, status, is_unsure) = unsafe {
             let rq = Self::from_raw(pdu.cast::<bindings::request>().sub(1));
             let (blocks, idx, pos) = *(*pdu).blocks.get();
-            if rq.op() == Op::Write {
-                *(*pdu).is_stale.get() = Blocks::is_stale(blocks, pos, rq.len());
+            let mut is_unsure = false;
+            match rq.op() {
+                Op::Write => *(*pdu).is_stale.get() = Blocks::is_stale(blocks, pos, rq.len()),
+                Op::Flush => is_unsure = !Blocks::is_synced(blocks),
+                Op::Read | Op::Discard | Op::WriteZeroes | Op::Other => {}
             }
             Blocks::done(blocks, idx, rq.op());
-            (rq, *(*pdu).status.get())
+            (rq, *(*pdu).status.get(), is_unsure)
         };
         let result = match status {
+            0 if is_unsure => Err(EAGAIN),
             0 => Ok(rq.len()),
             // SAFETY: A pure function.
             status => Err(Error::from_errno(unsafe {

@@ -12,9 +12,48 @@ use core::{ffi::c_void, ptr::NonNull};
 use kernel::{
     error::to_result,
     prelude::*,
-    sync::atomic::{Atomic, Full, Relaxed},
+    sync::{
+        atomic::{Acquire, Atomic, Full, Relaxed},
+        Arc,
+    },
     types::ScopeGuard,
 };
+
+/// How many syncs of a file have begun, and how many of them have succeeded.
+///
+/// A device may report what it lost to one flush only. So a flush of the device by itself counts only
+/// if no sync that may have been told instead was on its way, or has failed.
+pub(crate) struct Syncs {
+    begun: Atomic<u64>,
+    succeeded: Atomic<u64>,
+}
+
+impl Syncs {
+    /// None so far.
+    pub(crate) fn new() -> Self {
+        Self {
+            begun: Atomic::new(0),
+            succeeded: Atomic::new(0),
+        }
+    }
+
+    /// A sync begins.
+    pub(crate) fn begins(&self) {
+        self.begun.fetch_add(1, Full);
+    }
+
+    /// One that has begun has succeeded.
+    pub(crate) fn succeeds(&self) {
+        self.succeeded.fetch_add(1, Full);
+    }
+
+    /// Whether all that have begun have succeeded.
+    fn are_all_done(&self) -> bool {
+        // In this order: never more than have begun.
+        let succeeded = self.succeeded.load(Acquire);
+        self.begun.load(Acquire) == succeeded
+    }
+}
 
 /// A file whose blocks stay where they are, but for what we ourselves do to the file: nobody else
 /// can write, cut or move it until [`Self::release`].
@@ -31,6 +70,7 @@ pub(crate) struct Blocks {
     /// How the file system treated the file's data when it was taken hold of.
     treatment: *const c_void,
     users: Epoch,
+    syncs: Arc<Syncs>,
     is_held: Atomic<bool>,
     /// Somebody has written since the last look.
     was_written: Atomic<bool>,
@@ -48,9 +88,9 @@ impl File {
         !unsafe { bindings::ploop_file_bdev(self.as_ptr().as_ptr()) }.is_null()
     }
 
-    /// Takes hold of the blocks. EOPNOTSUPP if the file system does not fit, ETXTBSY if somebody else
+    /// Takes hold of the blocks; `syncs` are those of the file. EOPNOTSUPP if the file system does not fit, ETXTBSY if somebody else
     /// has the file open for writing, or for reading this one a writer.
-    pub(crate) fn hold_blocks(&self) -> Result<Blocks> {
+    pub(crate) fn hold_blocks(&self, syncs: Arc<Syncs>) -> Result<Blocks> {
         // SAFETY: A live file by the invariant.
         let device = unsafe { bindings::ploop_file_bdev(self.as_ptr().as_ptr()) };
         let device = NonNull::new(device).ok_or(super::Errno::OpNotSupp.error())?;
@@ -78,6 +118,7 @@ impl File {
             device,
             treatment,
             users,
+            syncs,
             is_held: Atomic::new(true),
             was_written: Atomic::new(false),
         })
@@ -144,7 +185,17 @@ impl Blocks {
         unsafe { &*blocks }.is_cached(pos, len)
     }
 
-    /// Ends what [`Inside::submit`] began.
+    /// Whether a flush of the device that succeeds now counts, see [`Syncs`]. Before [`Self::done`].
+    ///
+    /// # Safety
+    ///
+    /// As of [`Self::done`].
+    pub(super) unsafe fn is_synced(blocks: *const Self) -> bool {
+        // SAFETY: It lives until the last who is inside has left.
+        unsafe { &*blocks }.syncs.are_all_done()
+    }
+
+    /// Ends what [`Inside::submit`] or [`Inside::flush`] began.
     ///
     /// # Safety
     ///
@@ -213,6 +264,27 @@ impl Inside<'_> {
         // SAFETY: No I/O has begun.
         unsafe { Blocks::done(blocks, idx, op) };
         Some(rq)
+    }
+
+    /// Asks the device to make durable what was written to it. The request comes back through
+    /// [`Driver::io_done`]: with EAGAIN if that does not count, see [`Syncs`]; or at once, for reasons that
+    /// [`Self::submit`] has.
+    pub(crate) fn flush<D: Driver>(self, rq: Request<D>) -> Option<Request<D>> {
+        let (blocks, idx) = (self.blocks, self.idx);
+        let file = blocks.file.as_ptr();
+        // SAFETY: A live file by the invariant; no write begins.
+        let may_go = unsafe {
+            bindings::ploop_has_stack()
+                && !bindings::ploop_plug_has_others(rq.queue())
+                && bindings::ploop_file_begin_bios(file, blocks.treatment, 0, 0, false)
+        };
+        if !may_go {
+            return Some(rq);
+        }
+        core::mem::forget(self);
+        // SAFETY: The device lives until we have left, which is when the I/O is done.
+        unsafe { rq.submit_flush(blocks, idx, blocks.device.as_ptr()) };
+        None
     }
 }
 

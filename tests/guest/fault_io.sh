@@ -35,6 +35,6 @@ disarm() {
 }
 
 # shellcheck disable=SC2034 # for fault-ops
-kinds=(io) size=$((8 << 20)) step=2 excuse='errno 5$|os error 5\)|(I/O|Input/output) error' may_poison=1
+kinds=(io) size=$((8 << 20)) step=1 excuse='errno 5$|os error 5\)|(I/O|Input/output) error' may_poison=1
 . "$(dirname "$0")/fault-ops"
 umount "$SCRATCH"

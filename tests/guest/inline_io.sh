@@ -50,6 +50,11 @@ for cluster in 64K 1M; do
         expect_inline 99 "reads at depth $depth" quick_fio --rw=randread --iodepth=$depth
         expect_inline 99 "overwrites at depth $depth" quick_fio --rw=randwrite --iodepth=$depth
     done
+    expect_inline 99 'overwrites, each with a flush' quick_fio --rw=randwrite --iodepth=1 --fsync=1 --number_ios=500
+    # A fresh cluster: a flush of the device would not do.
+    before=$(inline)
+    dd if="$TEST_DIR/data" of="$device" bs=4k count=1 seek=$((48 << 8)) oflag=direct conv=fsync status=none
+    expect_same "$(inline)" "$before" 'inline requests, with a flush that needs a commit'
     expect_inline 99 'large reads' dd if="$device" of=/dev/null bs=256k count=128 iflag=direct status=none
     detach "$device"
     rm "$image"

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # Twelve power cuts (soak: 250) under a load that makes every write durable, on a disk that
 # drops what was not flushed: the image is repaired without loss by attach, and
-# every write that was acknowledged is there.
+# every write that was acknowledged is there; also where writes and flushes go past the file
+# system that holds the image.
 # timeout: 300
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/power-cut-lib"
@@ -16,5 +17,13 @@ try() {
     done
 }
 
-try flush "$(share 8 150)"
-try fua "$(share 4 100)"
+try flush "$(share 4 100)"
+try fua "$(share 4 75)"
+echo 1 >/sys/module/ploop/parameters/bdev
+# judge_load DEVICE
+judge_load() {
+    local fast
+    fast=$(<"/sys/block/${1##*/}/pstate/inline_bios")
+    ((fast > 100)) || die "only $fast requests went past the file system"
+}
+try flush "$(share 4 75)"

@@ -112,7 +112,7 @@ churn() {
 # are partitions if there are several.
 mounted() {
     local nr=$1 loads=() i part before read fs nr_snapshots
-    nr_snapshots=$(share 3 9)
+    nr_snapshots=$(share 2 9)
     for ((fs = 1; fs <= nr; fs++)); do
         truncate -s 8M "$TEST_DIR/fs$fs/load"
         plooptest load --seed $((seed + fs)) --jobs 2 --seconds 90 --stop "$TEST_DIR/stop" "$TEST_DIR/fs$fs/load" &

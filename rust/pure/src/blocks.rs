@@ -21,6 +21,8 @@ const CHUNK_LOGS: (u32, u32) = (16, 20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     chunk_log: u32,
+    /// Words of a chunk, its place's included.
+    chunk_words: u32,
 }
 
 /// Some blocks of a group.
@@ -72,8 +74,12 @@ impl Place {
 impl Layout {
     /// For an image with clusters of `1 << cluster_log` bytes.
     pub fn new(cluster_log: u32) -> Self {
+        let chunk_log = cluster_log.clamp(CHUNK_LOGS.0, CHUNK_LOGS.1);
+        let groups = (1u64 << (chunk_log - BLOCK_LOG)).div_ceil(GROUP);
         Self {
-            chunk_log: cluster_log.clamp(CHUNK_LOGS.0, CHUNK_LOGS.1),
+            chunk_log,
+            // At most 5.
+            chunk_words: 1 + groups as u32,
         }
     }
 
@@ -82,14 +88,9 @@ impl Layout {
         1 << (self.chunk_log - BLOCK_LOG)
     }
 
-    #[inline]
-    fn groups_per_chunk(self) -> u64 {
-        self.chunk_blocks().div_ceil(GROUP)
-    }
-
     /// Words for a file of `len` bytes.
     pub fn nr_words(self, len: u64) -> u64 {
-        len.div_ceil(1 << self.chunk_log) * (1 + self.groups_per_chunk())
+        len.div_ceil(1 << self.chunk_log) * u64::from(self.chunk_words)
     }
 
     /// The groups of a range of bytes, in order, with the blocks that it touches; as far as numbers of
@@ -125,7 +126,7 @@ impl Layout {
         let first = next - within % GROUP;
         let (from, to) = (next - first, (end - first).min(group_blocks));
         let ones = |n: u64| u64::MAX.checked_shr((GROUP - n) as u32).unwrap_or(0);
-        let place = chunk * (1 + self.groups_per_chunk());
+        let place = chunk * u64::from(self.chunk_words);
         Some(Group {
             place: u32::try_from(place).ok()?,
             bits: u32::try_from(place + 1 + nr).ok()?,
@@ -140,8 +141,7 @@ impl Layout {
 
     /// The words that have the bits of a group's chunk.
     pub fn bits_of_chunk(self, group: &Group) -> Range<u32> {
-        // At most 4.
-        group.place + 1..group.place + 1 + self.groups_per_chunk() as u32
+        group.place + 1..group.place + self.chunk_words
     }
 
     /// The first sector of a range of bytes in whole sectors, if all of it is known and in one

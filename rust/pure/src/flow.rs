@@ -12,6 +12,7 @@
 //! is, so the same data sync covers it before the entry is written (rule 5); when it fails, the
 //! lower delta still holds the cluster.
 
+use crate::index::DirtyPages;
 use crate::map::Place;
 use crate::units::{ImageCluster, Level};
 
@@ -93,12 +94,38 @@ pub enum Durability {
     Fua,
 }
 
-/// What a guest FLUSH needs: always a commit (ordering rule 3).
+/// What a guest FLUSH needs: a commit (ordering rule 3), but for what [`Settled`] says.
 pub fn flush() -> Action {
     if mutant!("skip_flush") {
         return Action::Done;
     }
     Action::Commit
+}
+
+/// What the last commit has made durable, for a FLUSH that can do without one.
+///
+/// *Changes* are counted: all that was done to the image file through its file system, each when it has
+/// ended and before the guest hears of it. What was written past the file system, to blocks that the file
+/// has, is none: a flush of the device makes that durable.
+#[derive(Debug, Default)]
+pub struct Settled {
+    changes: Option<u64>,
+}
+
+impl Settled {
+    /// A commit has succeeded that began when so many changes had been made.
+    pub fn committed(&mut self, changes: u64) {
+        self.changes = Some(changes);
+    }
+
+    /// Whether a FLUSH needs no more than a flush of the device, `changes` having been made and `dirty`
+    /// being the pages of the index (ordering rule 3).
+    pub fn is_flush_enough(&self, changes: u64, dirty: &DirtyPages) -> bool {
+        if mutant!("flush_device_only") {
+            return true;
+        }
+        self.changes == Some(changes) && dirty.is_clean()
+    }
 }
 
 /// How much of its cluster a write covers.

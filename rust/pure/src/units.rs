@@ -56,21 +56,25 @@ impl ClusterSize {
     }
 
     /// log2 of the sectors of a cluster.
+    #[inline]
     pub const fn log_sectors(self) -> u32 {
         self.log_sectors as u32
     }
 
     /// log2 of the bytes of a cluster.
+    #[inline]
     pub const fn log_bytes(self) -> u32 {
         self.log_sectors as u32 + SECTOR_SHIFT
     }
 
     /// Sectors of a cluster.
+    #[inline]
     pub const fn sectors(self) -> u32 {
         1 << self.log_sectors
     }
 
     /// Bytes of a cluster.
+    #[inline]
     pub const fn bytes(self) -> u64 {
         1 << self.log_bytes()
     }
@@ -85,6 +89,7 @@ impl ClusterSize {
     }
 
     /// First byte of a slot in the image file. Never overflows: 2^32 slots of 2^26 bytes.
+    #[inline]
     pub const fn offset(self, at: ImageCluster) -> u64 {
         (at.0 as u64) << self.log_bytes()
     }

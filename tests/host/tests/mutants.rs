@@ -72,6 +72,11 @@ fn skip_flush_is_noticed() {
 }
 
 #[test]
+fn flush_device_only_is_noticed() {
+    is_noticed("flush_device_only");
+}
+
+#[test]
 fn skip_copy_is_noticed() {
     is_noticed("skip_copy");
 }

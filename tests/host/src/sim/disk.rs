@@ -104,6 +104,8 @@ impl fmt::Display for Change {
 #[derive(Debug, Clone)]
 struct Pending {
     op: OpId,
+    /// Past the file system, to sectors that the file has: a flush of the device covers it.
+    is_straight: bool,
     change: Change,
     /// Completed; the number is its place in the order of completions.
     done: Option<OpId>,
@@ -118,6 +120,8 @@ pub struct Disk {
     live: Image,
     pending: Vec<Pending>,
     clock: u64,
+    /// Changes by way of the file system that have ended.
+    pub changes: u64,
     /// A sync does not cover changes of length: a fault to be noticed.
     pub forgets_length: bool,
 }
@@ -131,6 +135,7 @@ impl Disk {
             durable: image,
             pending: Vec::new(),
             clock: 0,
+            changes: 0,
             forgets_length: false,
         }
     }
@@ -146,6 +151,15 @@ impl Disk {
         self.write_more(op, first, stamps)
     }
 
+    /// The same past the file system.
+    pub fn write_straight(&mut self, first: usize, stamps: &[Stamp]) -> OpId {
+        let op = self.write(first, stamps);
+        for p in self.pending.iter_mut().filter(|p| p.op == op) {
+            p.is_straight = true;
+        }
+        op
+    }
+
     /// Adds another place to the write `op`.
     pub fn write_more(&mut self, op: OpId, first: usize, stamps: &[Stamp]) -> OpId {
         let mut at = first;
@@ -154,6 +168,7 @@ impl Disk {
             let nr = (self.piece_sectors - at % self.piece_sectors).min(rest.len());
             self.pending.push(Pending {
                 op,
+                is_straight: false,
                 change: Change::Piece {
                     first: at,
                     stamps: rest[..nr].to_vec(),
@@ -171,6 +186,7 @@ impl Disk {
         let op = self.tick();
         self.pending.push(Pending {
             op,
+            is_straight: false,
             change: Change::Length(len),
             done: None,
         });
@@ -186,6 +202,7 @@ impl Disk {
             p.done = Some(now);
             apply(&mut self.live, &p.change);
         }
+        self.changes += u64::from(!ours.iter().all(|p| p.is_straight));
         // Of two that race, the one that completes last is what stays.
         self.pending.append(&mut ours);
     }
@@ -224,6 +241,22 @@ impl Disk {
             apply(durable, &p.change);
             false
         });
+    }
+
+    /// A flush of the device that started with `covered` has succeeded: what was written straight before
+    /// is durable, and supersedes what is still in the cache of the same sectors.
+    pub fn flush_end(&mut self, covered: Covered) {
+        let is_covered = |p: &Pending| p.done.is_some_and(|at| at < covered.0);
+        let all = self.pending.drain(..);
+        let (flushed, mut rest): (Vec<_>, Vec<_>) =
+            all.partition(|p| p.is_straight && is_covered(p));
+        for p in &flushed {
+            apply(&mut self.durable, &p.change);
+            rest.retain(|old| {
+                !(old.done.is_some_and(|at| Some(at) < p.done) && covers(&p.change, &old.change))
+            });
+        }
+        self.pending = rest;
     }
 
     /// The sync has failed: what it covered is durable in part, and the rest of it is gone.
@@ -400,6 +433,28 @@ mod tests {
         let b = d.write(3, &[8]);
         d.complete_durably(b);
         assert_eq!(outcomes(&d, 3), [8]);
+    }
+
+    #[test]
+    fn a_flush_of_the_device_covers_what_was_written_straight() {
+        let mut d = disk();
+        let by_file = d.write(3, &[7]);
+        d.complete(by_file);
+        assert_eq!(d.changes, 1);
+        for (sector, stamp) in [(3, 8), (4, 9)] {
+            let op = d.write_straight(sector, &[stamp]);
+            d.complete(op);
+        }
+        let late = d.write_straight(5, &[6]);
+        let (flush, other) = (d.sync_start(), d.write(6, &[5]));
+        d.complete(other);
+        d.complete(late);
+        d.flush_end(flush);
+        assert_eq!(
+            (d.changes, outcomes(&d, 3), outcomes(&d, 4)),
+            (2, vec![8], vec![9])
+        );
+        assert_eq!((outcomes(&d, 5), outcomes(&d, 6)), (vec![0, 6], vec![0, 5]));
     }
 
     #[test]

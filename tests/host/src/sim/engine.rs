@@ -13,12 +13,12 @@ mod snapshot;
 mod space;
 
 use super::blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
-use super::disk::{Disk, Image, OpId, Stamp};
+use super::disk::{Covered, Disk, Image, OpId, Stamp};
 use super::guest::{Guest, Promise, Range, Slot};
 use super::{Config, Fault, BELOW};
 use crate::rng::Rng;
 use ploop_pure::alloc::Alloc;
-use ploop_pure::flow::{self, Write};
+use ploop_pure::flow::{self, Settled, Write};
 use ploop_pure::index::DirtyPages;
 use ploop_pure::layout::ploop1::{locate, page_range, Header, HEADER_SLOTS, PAGE_SLOTS};
 use ploop_pure::map::{Place, Word};
@@ -112,6 +112,8 @@ enum Wait {
     Space,
     /// For the source of a merge to be durable.
     Gate,
+    /// For a flush of the device.
+    Device(Covered),
     /// For a commit that starts after it began to wait.
     NextCommit,
     /// For the commit that is running.
@@ -168,6 +170,8 @@ pub struct Engine<'a> {
     dirty: DirtyPages,
     tasks: Vec<Task>,
     commit: Option<commits::Running>,
+    /// Of the file that is the top.
+    settled: (u32, Settled),
     wants_commit: bool,
     /// No commit of the top starts.
     gate: bool,
@@ -240,6 +244,7 @@ impl<'a> Engine<'a> {
             dirty: DirtyPages::new(nr_pages).expect("memory"),
             tasks: Vec::new(),
             commit: None,
+            settled: (0, Settled::default()),
             wants_commit: false,
             gate: false,
             is_frozen: false,
@@ -341,9 +346,11 @@ impl<'a> Engine<'a> {
                 {
                     slow.push(Choice::Task(i));
                 }
-                Wait::Ready(_) | Wait::Reading | Wait::Io { .. } | Wait::Zeroing { .. } => {
-                    choices.push(Choice::Task(i));
-                }
+                Wait::Ready(_)
+                | Wait::Reading
+                | Wait::Io { .. }
+                | Wait::Zeroing { .. }
+                | Wait::Device(_) => choices.push(Choice::Task(i)),
                 Wait::Epoch if self.may_leave_epoch(i) => choices.push(Choice::Task(i)),
                 Wait::Lock
                 | Wait::Closed

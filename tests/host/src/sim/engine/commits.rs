@@ -7,7 +7,7 @@ use crate::sim::blocks::PAGE_SECTORS;
 use crate::sim::disk::{Covered, Disk, OpId, Stamp};
 use crate::sim::Fault;
 use ploop_pure::commit::{self, Commit};
-use ploop_pure::flow;
+use ploop_pure::flow::{self, Settled};
 
 /// Copies of index pages, with their numbers.
 pub(super) type Copies = Vec<(u32, [Stamp; PAGE_SECTORS])>;
@@ -33,6 +33,8 @@ pub(super) struct Running {
     copies: Copies,
     /// Of the source of a merge.
     drops: Copies,
+    /// What had been done to the top's file when it began.
+    changes: u64,
 }
 
 impl Engine<'_> {
@@ -54,6 +56,7 @@ impl Engine<'_> {
                 doing: Committing::Ready(action),
                 copies: Vec::new(),
                 drops: Vec::new(),
+                changes: self.disk().changes,
             });
             return Ok(());
         };
@@ -136,6 +139,9 @@ impl Engine<'_> {
                 Committing::Writing(write_pages(self.disk_of(true), &commit.drops), action)
             }
             commit::Action::Done => {
+                let mut settled = Settled::default();
+                settled.committed(commit.changes);
+                self.settled = (self.files[self.top].id, settled);
                 self.commit_ended(true);
                 return Ok(());
             }

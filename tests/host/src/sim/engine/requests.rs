@@ -9,7 +9,7 @@ use crate::sim::guest::Range;
 use crate::sim::Fault;
 use ploop_pure::alloc::Take;
 use ploop_pure::discard::{decide, Action, Wish};
-use ploop_pure::flow::{self, Coverage, Durability, Write};
+use ploop_pure::flow::{self, Coverage, Durability, Settled, Write};
 use ploop_pure::layout::ploop1::locate;
 use ploop_pure::map::Place;
 use ploop_pure::units::ImageCluster;
@@ -24,8 +24,12 @@ impl Engine<'_> {
                 self.guest.flush_done(&promise);
                 return;
             }
-            self.tell(|| "new: flush".into());
-            return self.push(Job::Flush { promise }, Wait::NextCommit, id);
+            let wait = match self.is_flush_enough() {
+                true => Wait::Device(self.disk().sync_start()),
+                false => Wait::NextCommit,
+            };
+            self.tell(|| format!("new: flush: {wait:?}"));
+            return self.push(Job::Flush { promise }, wait, id);
         }
         let is_zeroes = rng.chance(self.cfg.zero_percent);
         let whole = match is_zeroes {
@@ -77,6 +81,18 @@ impl Engine<'_> {
             inside: false,
             slow: id % 100 < self.cfg.slow_percent,
         });
+    }
+
+    /// Whether a flush of the device is one of the disk, as `rust/engine/inline.rs` has it.
+    fn is_flush_enough(&mut self) -> bool {
+        if self.gate || self.is_poisoned || self.is_merging() {
+            return false;
+        }
+        let (id, changes) = (self.files[self.top].id, self.disk().changes);
+        if self.settled.0 != id {
+            self.settled = (id, Settled::default());
+        }
+        self.settled.1.is_flush_enough(changes, &self.dirty)
     }
 
     /// A range: most often some of the first sectors of a cluster, so that they meet; or all of it.
@@ -224,6 +240,18 @@ impl Engine<'_> {
                 };
                 self.tasks[i].inside = false;
                 self.event(i, event);
+            }
+            Wait::Device(covered) => {
+                let Job::Flush { promise } = self.tasks.remove(i).job else {
+                    return Err("only a flush flushes the device".into());
+                };
+                if rng.chance(self.cfg.sync_fail_percent) {
+                    self.disk().sync_fail(covered, rng);
+                    self.poison();
+                } else {
+                    self.disk().flush_end(covered);
+                    self.guest.flush_done(&promise);
+                }
             }
             Wait::Zeroing { op, at } => {
                 self.disk().complete(op);
@@ -386,7 +414,12 @@ impl Engine<'_> {
         durable: bool,
     ) {
         let first = at.0 as usize * self.cfg.cluster_sectors() + range.first;
-        let op = self.disk().write(first, &vec![stamp; range.nr]);
+        // What is mapped may be written past the file system.
+        let (id, stamps) = (self.tasks[i].id, vec![stamp; range.nr]);
+        let op = match self.tasks[i].inside && !durable && stamp != 0 && id / 100 % 2 == 0 {
+            true => self.disk().write_straight(first, &stamps),
+            false => self.disk().write(first, &stamps),
+        };
         self.tasks[i].wait = Wait::Io { op, durable };
     }
 
