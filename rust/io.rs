@@ -103,7 +103,8 @@ impl Io {
         }
     }
 
-    /// Grows the file from the length `range.start` to `range.end`; the new part reads as zeros.
+    /// Grows the file from the length `range.start` to `range.end`; all of that reads as zeros, whatever
+    /// was there.
     pub(crate) fn grow(&self, range: Range<u64>) -> Result {
         self.file().grow(range)
     }

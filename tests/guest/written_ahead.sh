@@ -19,8 +19,8 @@ debug_disk() {
     mount "$disk" "$SCRATCH"
 }
 
-# unwritten: blocks of the image that are allocated, but not written.
-unwritten() { filefrag -v -b4096 "$image" | awk '/unwritten/ { gsub(":", "", $6); sum += $6 } END { print sum + 0 }'; }
+# unwritten: blocks behind the image's index that are allocated, but not written.
+unwritten() { filefrag -v -b4096 "$image" | awk '/unwritten/ && $2 + 0 >= 256 { gsub(":", "", $6); sum += $6 } END { print sum + 0 }'; }
 
 # first_writes: into old data, which must not show through.
 first_writes() {
