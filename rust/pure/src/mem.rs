@@ -26,6 +26,14 @@ mod imp {
             self.0.push(value, GFP_KERNEL)
         }
 
+        /// Appends `nr` copies of `value`, growing if needed.
+        pub fn try_extend(&mut self, nr: usize, value: T) -> Result<(), AllocError>
+        where
+            T: Clone,
+        {
+            self.0.extend_with(nr, value, GFP_KERNEL)
+        }
+
         /// Removes and returns the last element.
         pub fn pop(&mut self) -> Option<T> {
             self.0.pop()
@@ -81,6 +89,16 @@ mod imp {
             Ok(())
         }
 
+        /// Appends `nr` copies of `value`, growing if needed.
+        pub fn try_extend(&mut self, nr: usize, value: T) -> Result<(), AllocError>
+        where
+            T: Clone,
+        {
+            self.try_reserve(nr)?;
+            self.0.resize(self.0.len() + nr, value);
+            Ok(())
+        }
+
         /// Removes and returns the last element.
         pub fn pop(&mut self) -> Option<T> {
             self.0.pop()
@@ -124,10 +142,7 @@ impl<T: Copy> Vector<T> {
     /// An array of `nr` copies of `value`.
     pub fn try_filled(value: T, nr: usize) -> Result<Self, AllocError> {
         let mut v = Self::new();
-        v.try_reserve(nr)?;
-        for _ in 0..nr {
-            v.try_push(value)?;
-        }
+        v.try_extend(nr, value)?;
         Ok(v)
     }
 }
