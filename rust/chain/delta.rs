@@ -215,8 +215,7 @@ impl Delta {
         self.is_spoiled.load(Relaxed)
     }
 
-    /// Gives `sink` all clusters that this delta holds, with their slots. Returns one past the highest
-    /// slot that an entry names.
+    /// Gives `sink` all clusters that it has, with their slots. Returns one past the highest slot.
     pub(crate) fn scan(
         &self,
         device: u32,
@@ -225,14 +224,13 @@ impl Delta {
         match &self.format {
             Format::Ploop1(_) => Ok(self.scan_index(device, sink)?.end),
             Format::Raw(raw) => {
-                let (nr, mut first) = (raw.nr_clusters(), 0);
-                while first < nr {
+                let nr = raw.nr_clusters();
+                for first in (0..nr).step_by(SCAN_STEP as usize) {
                     if sys::is_killed() {
                         return Err(EINTR);
                     }
-                    let end = first.saturating_add(SCAN_STEP).min(nr);
-                    sink(Cluster(first), first..end)?;
-                    first = end;
+                    let end = first.saturating_add(SCAN_STEP);
+                    sink(Cluster(first), first..end.min(nr))?;
                 }
                 Ok(nr)
             }
