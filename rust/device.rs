@@ -408,9 +408,9 @@ impl Device {
         f: impl FnOnce(&QueueFrozen<'_>) -> R,
     ) -> Result<R> {
         engine.settle();
-        let mut f = Some(f);
+        let (mut f, ready) = (Some(f), disk.ready_to_freeze());
         loop {
-            let frozen = disk.frozen(
+            let frozen = ready.frozen(
                 || engine.has_parked(),
                 |frozen| match engine.try_rest() {
                     true => f.take().map(|f| f(frozen)),

@@ -7,8 +7,8 @@
 //! discards wait for the epoch, in which nobody is but who runs or is in I/O.
 //!
 //! Locks: `slow` is a spin lock, taken by handlers and work items only, never across I/O or
-//! memory allocation; `commit` ([`index_wb`]) is a mutex held across the I/O of a commit, with
-//! `slow` inside it.
+//! memory allocation; `commit` ([`index_wb`]) and `growth` ([`space`]) are mutexes held across the I/O
+//! of a commit and of growing the file, with `slow` inside them.
 
 mod cow;
 mod discard;
@@ -167,6 +167,9 @@ pub(crate) struct Engine<D: Disk> {
     /// Held while the top of the engine before is being finished: commits wait for that.
     #[pin]
     pub(crate) gate: Mutex<()>,
+    /// Held while the file grows: what it grows by is made zero.
+    #[pin]
+    growth: Mutex<()>,
     #[pin]
     commit: Mutex<Copies>,
     #[pin]
@@ -283,6 +286,7 @@ impl<D: Disk> Engine<D> {
                 rest: rest::Rest::stopped(),
                 slow <- new_spinlock!(slow),
                 gate <- new_mutex!(()),
+                growth <- new_mutex!(()),
                 commit <- new_mutex!(pages),
                 commit_now <- Work::new(Self::run_commit, static_lock_class!()),
                 commit_later <- Work::new(Self::run_commit, static_lock_class!()),
@@ -343,7 +347,7 @@ impl<D: Disk> Engine<D> {
         }
         let len = rq.len();
         if rq.op() == Op::Write {
-            Self::written(&mut rq);
+            Self::written(&mut rq, result.as_ref().map(drop));
         }
         let is_stale = rq.take_stale();
         let cmd = rq.pdu();
@@ -403,16 +407,21 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Notes what a write has changed, perhaps, also if it failed.
-    fn written(rq: &mut Request<D>) {
+    fn written(rq: &mut Request<D>, result: Result<(), &Error>) {
         let (disk, len) = (rq.pos(), rq.len() as u64);
-        let pos = match rq.pdu().phase {
-            Phase::Moving { pos, .. } => Some(pos),
-            _ => None,
+        let (pos, is_sync) = match rq.pdu().phase {
+            Phase::Moving { pos, sync, .. } => (Some(pos), sync == Sync::Data),
+            _ => (None, false),
         };
         let is_straight = core::mem::take(&mut rq.pdu().is_straight);
         let tracks = rq.driver().tracks();
         if !is_straight {
             tracks.file_written();
+        }
+        // No space is about this write alone.
+        let is_lost = result.is_err_and(|e| !is_no_space(*e) && *e != EAGAIN);
+        if is_sync && !is_lost {
+            tracks.fua.succeeds();
         }
         if let Some(pos) = pos {
             tracks.image_written(&(pos..pos.saturating_add(len)));
@@ -480,6 +489,9 @@ impl<D: Disk> Engine<D> {
         // For those that follow.
         if self.may_inline && (level == self.chain.top_level() || !sys::proc::is_wanted()) {
             delta.io().learn(&(pos..end), self.disk_shape());
+        }
+        if rq.op() == Op::Write && sync == Sync::Data {
+            self.shared.tracks.fua.begins();
         }
         delta.io().submit(rq, pos + moved as u64, moved, sync);
     }

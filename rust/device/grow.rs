@@ -78,11 +78,13 @@ impl Device {
                 engine.touch_page(old.header().nr_pages() - 1);
                 engine.commit()?;
                 top.zero_range(start..end)?;
-                top.io().sync()?;
+                // It may have been about writes of others.
+                top.io().sync().inspect_err(|e| engine.poison_for(*e))?;
             }
             (Format::Raw(_), Format::Raw(_)) => {
                 top.io().lengthen(sectors.saturating_mul(SECTOR_BYTES))?;
-                top.io().sync()?;
+                // It may have been about writes of others.
+                top.io().sync().inspect_err(|e| engine.poison_for(*e))?;
             }
             (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {
                 return Err(EINVAL)

@@ -59,7 +59,7 @@ impl<D: Disk> Engine<D> {
             return Some(rq);
         };
         // Until the top before is finished, flushes wait for that, too.
-        if self.gate.try_lock().is_none() {
+        if self.gate.try_lock().is_none() || !self.shared.tracks.fua.are_all_done() {
             return Some(rq);
         }
         let changes = self.nr_changes();
@@ -86,10 +86,13 @@ impl<D: Disk> Engine<D> {
 
     /// Takes a FLUSH back from the device.
     pub(super) fn flushed(mut rq: Request<D>, result: Result) {
+        // A write that syncs too may be told of what was lost, instead of us.
+        let is_alone = rq.driver().tracks().fua.are_all_done();
         let cmd = rq.pdu();
         match result {
-            Ok(()) => return rq.complete(Ok(())),
-            // Somebody syncs the file: by the next commit.
+            Ok(()) if is_alone => return rq.complete(Ok(())),
+            // Others sync the file: by the next commit.
+            Ok(()) => cmd.phase = Phase::Again,
             Err(e) if e == EAGAIN => cmd.phase = Phase::Again,
             Err(e) => {
                 cmd.error = e;

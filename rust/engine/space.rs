@@ -325,6 +325,8 @@ impl<D: Disk> Engine<D> {
 
     /// Grows the file to `target` clusters.
     pub(super) fn grow_to(&self, target: u32) -> Result {
+        // What lies behind the limit is nobody's, and stays so until this is done: it is made zero.
+        let _growth = self.growth.lock();
         let (limit, bound, wanted) = {
             let slow = self.slow.lock();
             let alloc = &slow.alloc;

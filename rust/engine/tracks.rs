@@ -11,6 +11,7 @@
 use crate::{
     chain::checkpoints::{Checkpoint, Stored},
     sys::{
+        blocks::Syncs,
         epoch::{Epoch, Guarded},
         prelude::*,
     },
@@ -157,6 +158,8 @@ pub(crate) struct Tracks {
     points: Mutex<Points>,
     /// Writes of requests that went through a file system and have ended.
     by_file: Atomic<u64>,
+    /// Writes of requests that sync the file too.
+    pub(super) fua: Syncs,
 }
 
 impl Tracks {
@@ -169,6 +172,7 @@ impl Tracks {
                 tracker <- new_mutex!(None),
                 points <- new_mutex!(KVec::new()),
                 by_file: Atomic::new(0),
+                fua: Syncs::new(),
             }? Error),
             GFP_KERNEL,
         )

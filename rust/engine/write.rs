@@ -176,7 +176,9 @@ impl<D: Disk> Engine<D> {
         // space for a direct write is about that write alone.
         if cmd.is_sync_failed {
             let top = self.chain.top();
-            let is_alone = top.is_some_and(|t| t.io().is_direct()) && is_no_space(error);
+            let is_alone = is_no_space(error)
+                && rq.op() != Op::Flush
+                && top.is_some_and(|t| t.io().is_direct());
             if !is_alone {
                 self.poison(error);
             }

@@ -90,16 +90,32 @@ impl Bdev {
     /// Makes durable, at the device, what was written to it by [`Self::submit`], or gives the request back.
     /// It comes back through [`Driver::io_done`], with EAGAIN if it has to be done otherwise.
     pub(super) fn flush<D: Driver>(&self, rq: Request<D>) -> Option<Request<D>> {
+        if !self.syncs.are_all_done() {
+            return Some(rq);
+        }
         match self.known.as_ref().and_then(|known| known.blocks.enter()) {
             Some(inside) => inside.flush(rq),
             None => Some(rq),
         }
     }
 
-    /// Calls `f`, which syncs the file.
+    /// Calls `f`, which syncs the file. EIO also if the device has told somebody else that it lost
+    /// something. The caller must not be inside.
     pub(super) fn sync(&self, f: impl FnOnce() -> Result) -> Result {
         self.syncs.begins();
-        f().inspect(|()| self.syncs.succeeds())
+        f()?;
+        self.syncs.succeeds();
+        if self.syncs.are_all_done() {
+            return Ok(());
+        }
+        // Flushes that are on their way end; other syncs answer for themselves.
+        if let Some(known) = self.known.as_ref() {
+            known.blocks.wait();
+        }
+        match self.syncs.is_lost() {
+            true => Err(EIO),
+            false => Ok(()),
+        }
     }
 
     /// Looks up where the blocks of a range are that are not known, and for a new group of blocks of

@@ -130,7 +130,7 @@ impl FileIo {
     /// system can; else grows the file by a hole.
     pub(crate) fn grow(&self, range: Range<u64>) -> Result {
         let is_unknown = |result: &Result| result.is_err_and(|e| Errno::OpNotSupp.is(e));
-        self.write(|file| {
+        self.change(range.clone(), |file| {
             let mut result = file.allocate_written(range.clone());
             if is_unknown(&result) {
                 result = file.allocate(range.clone());

@@ -79,12 +79,13 @@ impl<D: Driver> Request<D> {
         None
     }
 
-    /// Asks `device` to make durable what was written to it. The request comes back as from
-    /// [`Self::submit_bios`].
+    /// Asks `device` to make durable what was written to it, without waiting for a tag. The request comes
+    /// back as from [`Self::submit_bios`].
     ///
     /// # Safety
     ///
-    /// `device` lives until then.
+    /// `device` lives until then; `blocks` was entered with `idx` for this flush, which has begun in its
+    /// [`Syncs`](super::blocks::Syncs).
     pub(super) unsafe fn submit_flush(
         self,
         blocks: *const Blocks,
@@ -92,7 +93,8 @@ impl<D: Driver> Request<D> {
         device: *mut bindings::block_device,
     ) {
         let pdu = self.raw_pdu();
-        let flags = bindings::req_op_REQ_OP_WRITE | bindings::REQ_PREFLUSH;
+        // The worker that issues flushes may be the one that they end on.
+        let flags = bindings::req_op_REQ_OP_WRITE | bindings::REQ_PREFLUSH | bindings::REQ_NOWAIT;
         // SAFETY: We own the request, so the bio in its `Pdu` too; it has no data.
         let bio = unsafe {
             let bio: *mut bindings::bio = (*pdu).bio.get().cast();
@@ -175,14 +177,14 @@ impl<D: Driver> Request<D> {
         let (rq, status, is_unsure) = unsafe {
             let rq = Self::from_raw(pdu.cast::<bindings::request>().sub(1));
             let (blocks, idx, pos) = *(*pdu).blocks.get();
-            let mut is_unsure = false;
+            let (status, mut is_unsure) = (*(*pdu).status.get(), false);
             match rq.op() {
                 Op::Write => *(*pdu).is_stale.get() = Blocks::is_stale(blocks, pos, rq.len()),
-                Op::Flush => is_unsure = !Blocks::is_synced(blocks),
+                Op::Flush => is_unsure = !Blocks::flushed(blocks, status),
                 Op::Read | Op::Discard | Op::WriteZeroes | Op::Other => {}
             }
             Blocks::done(blocks, idx, rq.op());
-            (rq, *(*pdu).status.get(), is_unsure)
+            (rq, status, is_unsure)
         };
         let result = match status {
             0 if is_unsure => Err(EAGAIN),

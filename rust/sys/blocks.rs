@@ -13,19 +13,22 @@ use kernel::{
     error::to_result,
     prelude::*,
     sync::{
-        atomic::{Acquire, Atomic, Full, Relaxed},
+        atomic::{Acquire, Atomic, Full, Relaxed, Release},
         Arc,
     },
     types::ScopeGuard,
 };
 
-/// How many syncs of a file have begun, and how many of them have succeeded.
+/// What makes a file durable: how many syncs of it, and flushes of its device alone, have begun, and how
+/// many of them have succeeded.
 ///
-/// A device may report what it lost to one flush only. So a flush of the device by itself counts only
-/// if no sync that may have been told instead was on its way, or has failed.
+/// A device may report what it lost but once, and to any of those that are on their way. So one of them
+/// that has succeeded counts only if all others that have begun have, too.
 pub(crate) struct Syncs {
     begun: Atomic<u64>,
     succeeded: Atomic<u64>,
+    /// A flush of the device has failed.
+    is_lost: Atomic<bool>,
 }
 
 impl Syncs {
@@ -34,21 +37,27 @@ impl Syncs {
         Self {
             begun: Atomic::new(0),
             succeeded: Atomic::new(0),
+            is_lost: Atomic::new(false),
         }
     }
 
-    /// A sync begins.
+    /// One begins.
     pub(crate) fn begins(&self) {
         self.begun.fetch_add(1, Full);
     }
 
-    /// One that has begun has succeeded.
+    /// One that has begun has succeeded, or it has told the caller alone why not.
     pub(crate) fn succeeds(&self) {
         self.succeeded.fetch_add(1, Full);
     }
 
+    /// Whether a flush of the device has failed: what was written before may be gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost.load(Acquire)
+    }
+
     /// Whether all that have begun have succeeded.
-    fn are_all_done(&self) -> bool {
+    pub(crate) fn are_all_done(&self) -> bool {
         // In this order: never more than have begun.
         let succeeded = self.succeeded.load(Acquire);
         self.begun.load(Acquire) == succeeded
@@ -185,14 +194,21 @@ impl Blocks {
         unsafe { &*blocks }.is_cached(pos, len)
     }
 
-    /// Whether a flush of the device that succeeds now counts, see [`Syncs`]. Before [`Self::done`].
+    /// A flush of the device has ended; whether it has succeeded and counts, see [`Syncs`]. Before
+    /// [`Self::done`].
     ///
     /// # Safety
     ///
     /// As of [`Self::done`].
-    pub(super) unsafe fn is_synced(blocks: *const Self) -> bool {
+    pub(super) unsafe fn flushed(blocks: *const Self, status: bindings::blk_status_t) -> bool {
         // SAFETY: It lives until the last who is inside has left.
-        unsafe { &*blocks }.syncs.are_all_done()
+        let this = unsafe { &*blocks };
+        // What was not begun has lost nothing.
+        match status == 0 || status == bindings::BLK_STS_AGAIN {
+            true => this.syncs.succeeds(),
+            false => this.syncs.is_lost.store(true, Release),
+        }
+        status == 0 && this.syncs.are_all_done()
     }
 
     /// Ends what [`Inside::submit`] or [`Inside::flush`] began.
@@ -282,7 +298,8 @@ impl Inside<'_> {
             return Some(rq);
         }
         core::mem::forget(self);
-        // SAFETY: The device lives until we have left, which is when the I/O is done.
+        blocks.syncs.begins();
+        // SAFETY: The device lives until we have left, which is when the I/O is done; `flushed` is told.
         unsafe { rq.submit_flush(blocks, idx, blocks.device.as_ptr()) };
         None
     }

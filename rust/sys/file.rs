@@ -8,7 +8,6 @@ use kernel::{
     error::{from_err_ptr, to_result},
     pr_warn_once,
     prelude::*,
-    types::ScopeGuard,
 };
 
 /// What a file is opened for.
@@ -210,19 +209,6 @@ impl File {
         to_result(unsafe { bindings::vfs_fsync(self.raw.as_ptr(), 1) })
     }
 
-    /// Lets what the file system needs for I/O to this file come from the kernel's reserves, until
-    /// dropped, where that is what makes memory come free.
-    fn reserves(&self) -> Option<impl Drop> {
-        (self.mode == Mode::Direct).then(|| {
-            // SAFETY: A live file by the invariant. Ended by the guard, which does not leave this task.
-            let flags = unsafe { bindings::ploop_reserves_enter(self.raw.as_ptr()) };
-            ScopeGuard::new_with_data(flags, |flags| {
-                // SAFETY: Begun above.
-                unsafe { bindings::ploop_reserves_leave(flags) };
-            })
-        })
-    }
-
     fn fallocate(&self, mode: u32, range: Range<u64>) -> Result {
         let start = i64::try_from(range.start).map_err(|_| EFBIG)?;
         let len = i64::try_from(range.end.saturating_sub(range.start)).map_err(|_| EFBIG)?;
@@ -399,7 +385,6 @@ impl File {
         } else {
             ops.read_iter
         };
-        let _reserves = self.reserves();
         match start {
             // SAFETY: By the contract.
             Some(start) => unsafe { start(iocb, iter) },

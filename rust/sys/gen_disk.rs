@@ -10,7 +10,6 @@ use kernel::{
     static_lock_class,
     str::{CString, NullTerminatedFormatter},
     sync::Arc,
-    types::ScopeGuard,
 };
 
 /// An ioctl on a disk or one of its partitions.
@@ -274,38 +273,21 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
         unsafe { bindings::disk_uevent(self.0.as_ptr(), bindings::kobject_action_KOBJ_CHANGE) };
     }
 
-    /// Calls `f` while no request is in flight, none enters, and no request handler runs. What
-    /// `f` allocates never starts I/O, and it must not wait for any. `None`, and requests go on, if
-    /// `give_up` says so, which is asked now and then while requests in flight are waited for.
+    /// Makes the freezes that follow short, until dropped. Requests go on meanwhile. May sleep for some
+    /// milliseconds.
+    pub(crate) fn ready_to_freeze(self) -> ReadyToFreeze<'a, D> {
+        // SAFETY: A live disk has its queue.
+        unsafe { bindings::ploop_freeze_prepare((*self.0.as_ptr()).queue) };
+        ReadyToFreeze(self)
+    }
+
+    /// [`ReadyToFreeze::frozen`], once.
     pub(crate) fn frozen<R>(
         self,
         give_up: impl Fn() -> bool,
         f: impl FnOnce(&QueueFrozen<'_>) -> R,
     ) -> Option<R> {
-        // SAFETY: A live disk has its queue.
-        let queue = unsafe { (*self.0.as_ptr()).queue };
-        // SAFETY: As above.
-        unsafe { bindings::ploop_freeze_prepare(queue) };
-        let _ended = ScopeGuard::new(|| {
-            // SAFETY: As above; prepared just now.
-            unsafe { bindings::ploop_freeze_ended(queue) };
-        });
-        // SAFETY: As above.
-        let flags = unsafe { bindings::ploop_freeze_start(queue) };
-        // SAFETY: As above; freezing has started.
-        while !unsafe { bindings::ploop_freeze_wait(queue, FREEZE_LOOK_MS) } {
-            if give_up() {
-                // SAFETY: Started above.
-                unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
-                return None;
-            }
-        }
-        // A handler may still be on its way out after ending its request.
-        self.driver().tags().wait_for_handlers();
-        let r = f(&QueueFrozen::new(self.driver()));
-        // SAFETY: Frozen above.
-        unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
-        Some(r)
+        self.ready_to_freeze().frozen(give_up, f)
     }
 
     /// What tells userspace of events of the disk.
@@ -323,6 +305,47 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
         unsafe { bindings::ploop_get_disk(self.0.as_ptr()) };
         // INVARIANT: The reference is ours.
         HeldDisk(self.0, PhantomData)
+    }
+}
+
+/// A disk whose queue can be frozen without a grace period; see [`DiskRef::ready_to_freeze`].
+pub(crate) struct ReadyToFreeze<'a, D: BlockDevice>(DiskRef<'a, D>);
+
+impl<D: BlockDevice> ReadyToFreeze<'_, D> {
+    /// Calls `f` while no request is in flight, none enters, and no request handler runs. What
+    /// `f` allocates never starts I/O, and it must not wait for any. `None`, and requests go on, if
+    /// `give_up` says so, which is asked now and then while requests in flight are waited for.
+    pub(crate) fn frozen<R>(
+        &self,
+        give_up: impl Fn() -> bool,
+        f: impl FnOnce(&QueueFrozen<'_>) -> R,
+    ) -> Option<R> {
+        let disk = self.0;
+        // SAFETY: A live disk has its queue.
+        let queue = unsafe { (*disk.as_ptr()).queue };
+        // SAFETY: As above.
+        let flags = unsafe { bindings::ploop_freeze_start(queue) };
+        // SAFETY: As above; freezing has started.
+        while !unsafe { bindings::ploop_freeze_wait(queue, FREEZE_LOOK_MS) } {
+            if give_up() {
+                // SAFETY: Started above.
+                unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
+                return None;
+            }
+        }
+        // A handler may still be on its way out after ending its request.
+        disk.driver().tags().wait_for_handlers();
+        let r = f(&QueueFrozen::new(disk.driver()));
+        // SAFETY: Frozen above.
+        unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
+        Some(r)
+    }
+}
+
+impl<D: BlockDevice> Drop for ReadyToFreeze<'_, D> {
+    fn drop(&mut self) {
+        // SAFETY: A live disk has its queue; made ready when this was made.
+        unsafe { bindings::ploop_freeze_ended((*self.0.as_ptr()).queue) };
     }
 }
 

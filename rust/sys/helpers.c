@@ -72,17 +72,20 @@ unsigned long ploop_totalram_bytes(void)
 	return totalram_pages() << PAGE_SHIFT;
 }
 
-/* Some disk of ours has been swapped to. */
-static bool swapped_to;
+#define PLOOP_IO_FLAGS (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO | PF_MEMALLOC)
 
+/*
+ * Memory that is needed for a page that is swapped comes from the kernel's reserves: it may be what
+ * makes memory come free, and would wait for that for ever.
+ */
 void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio)
 {
 	struct cgroup_subsys_state *css = NULL;
 
-	if (bio && (bio->bi_opf & REQ_SWAP) && !READ_ONCE(swapped_to))
-		WRITE_ONCE(swapped_to, true);
-	scope->flags = current->flags & (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
+	scope->flags = current->flags & PLOOP_IO_FLAGS;
 	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
+	if (bio && (bio->bi_opf & REQ_SWAP))
+		current->flags |= PF_MEMALLOC;
 	scope->memcg_css = NULL;
 	scope->old_memcg = NULL;
 #ifdef CONFIG_BLK_CGROUP
@@ -110,30 +113,8 @@ void ploop_io_leave(struct ploop_io_scope *scope)
 		set_active_memcg(scope->old_memcg);
 		css_put(scope->memcg_css);
 	}
-	current->flags &= ~(PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
+	current->flags &= ~PLOOP_IO_FLAGS;
 	current->flags |= scope->flags;
-}
-
-/*
- * Begins I/O past the page cache, by who is in ploop_io_enter(). Where our disks are swapped to, memory
- * may come free only by that I/O. What the file system needs for it, which is little where data is
- * overwritten, then comes from the reserves; it would wait for ever for memory to come free. Not where
- * the page cache has something of the file to be written: file systems take that for reclaim, and
- * refuse it.
- */
-unsigned int ploop_reserves_enter(struct file *file)
-{
-	if (!READ_ONCE(swapped_to) || !(current->flags & PF_MEMALLOC_NOIO))
-		return 0;
-	if (mapping_tagged(file->f_mapping, PAGECACHE_TAG_DIRTY))
-		return 0;
-	return memalloc_flags_save(PF_MEMALLOC);
-}
-
-/* Ends it; flags is what ploop_reserves_enter() returned. */
-void ploop_reserves_leave(unsigned int flags)
-{
-	memalloc_flags_restore(flags);
 }
 
 int ploop_file_identify(struct file *file, struct ploop_file_id *id)

@@ -32,9 +32,11 @@ static const blk_opf_t PLOOP_CONST_REQ_OP_MASK = REQ_OP_MASK;
 static const blk_opf_t PLOOP_CONST_REQ_FUA = REQ_FUA;
 static const blk_opf_t PLOOP_CONST_REQ_NOUNMAP = REQ_NOUNMAP;
 static const blk_opf_t PLOOP_CONST_REQ_PREFLUSH = REQ_PREFLUSH;
+static const blk_opf_t PLOOP_CONST_REQ_NOWAIT = REQ_NOWAIT;
 static const blk_opf_t PLOOP_CONST_REQ_POLLED = REQ_POLLED;
 static const blk_opf_t PLOOP_CONST_REQ_ALLOC_CACHE = REQ_ALLOC_CACHE;
 static const blk_status_t PLOOP_CONST_BLK_STS_IOERR = BLK_STS_IOERR;
+static const blk_status_t PLOOP_CONST_BLK_STS_AGAIN = BLK_STS_AGAIN;
 static const int PLOOP_CONST_IOCB_DIRECT = IOCB_DIRECT;
 static const int PLOOP_CONST_IOCB_DSYNC = IOCB_DSYNC;
 static const int PLOOP_CONST_IOCB_WRITE = IOCB_WRITE;
@@ -52,8 +54,6 @@ struct ploop_io_scope {
 
 void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio);
 void ploop_io_leave(struct ploop_io_scope *scope);
-unsigned int ploop_reserves_enter(struct file *file);
-void ploop_reserves_leave(unsigned int flags);
 
 /* Who a file is, as stat(2) says. */
 struct ploop_file_id {

@@ -609,7 +609,8 @@ impl<D: Driver> Ops<D> {
             Request::<D>::from_raw((*bd).rq)
         };
         let driver = ptr::from_ref(rq.driver());
-        // SAFETY: The disk, which keeps the driver, is not freed while blk-mq dispatches to it.
+        // SAFETY: The disk, which keeps the driver, is not freed while blk-mq dispatches to it; what the
+        // driver exchanges is only exchanged after `wait_for_handlers`.
         let driver = unsafe { &*driver };
         driver.queue_rq(rq, &Handler::new(driver));
         bindings::BLK_STS_OK as bindings::blk_status_t
