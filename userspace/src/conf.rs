@@ -10,7 +10,7 @@ use crate::output::unescape_mount;
 use crate::size;
 use ploop_pure::abi::COOKIE_LEN_MAX;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Where the file is.
 pub const PATH: &str = "/etc/ploop.conf";
@@ -47,7 +47,7 @@ pub struct Options {
 
 /// The entries of the file, and what is wrong with the other lines. A missing file has none.
 pub fn load(path: &Path) -> Result<(Vec<Entry>, Vec<Error>)> {
-    match fs::read_to_string(path) {
+    match fs::read(path) {
         Ok(text) => Ok(parse(path, &text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((Vec::new(), Vec::new())),
         Err(e) => {
@@ -70,20 +70,22 @@ pub fn entry(path: &Path, name: &str) -> Result<Entry> {
     })
 }
 
-fn parse(path: &Path, text: &str) -> (Vec<Entry>, Vec<Error>) {
+fn parse(path: &Path, text: &[u8]) -> (Vec<Entry>, Vec<Error>) {
     let mut entries: Vec<Entry> = Vec::new();
     let mut errors = Vec::new();
-    for (line, text) in (1..).zip(text.lines()) {
-        let fields: Vec<_> = text.split_ascii_whitespace().collect();
-        if fields.first().is_none_or(|f| f.starts_with('#')) {
+    for (line, text) in (1..).zip(text.split(|b| *b == b'\n')) {
+        if text.trim_ascii_start().first().is_none_or(|b| *b == b'#') {
             continue;
         }
-        let parsed = parse_line(line, &fields).and_then(|entry| {
-            match entries.iter().find(|e| e.name == entry.name) {
+        let fields = std::str::from_utf8(text).map(|t| t.split_ascii_whitespace().collect());
+        let fields = fields.map_err(|_| "it is not UTF-8".to_owned());
+        let parsed = fields.and_then(|fields: Vec<_>| parse_line(line, &fields));
+        let parsed = parsed.and_then(
+            |entry| match entries.iter().find(|e| e.name == entry.name) {
                 None => Ok(entry),
                 Some(e) => Err(format!("the name {} is that of line {}", e.name, e.line)),
-            }
-        });
+            },
+        );
         match parsed {
             Ok(entry) => entries.push(entry),
             Err(what) => {
@@ -104,12 +106,20 @@ fn parse_line(line: usize, fields: &[&str]) -> std::result::Result<Entry, String
     if !is_name(name) {
         return Err(format!(
             "'{name}' is not a name: at most {COOKIE_LEN_MAX} of a-z, A-Z, 0-9, '_', '-' and '.', \
-             the first a letter or digit"
+             the first a letter or digit, the end not as of a partition ('-part1')"
         ));
     }
     let path = unescape_mount(path);
     if !path.starts_with('/') {
         return Err(format!("'{path}' is not an absolute path"));
+    }
+    // systemd takes none of these.
+    if path.contains(char::is_control)
+        || Path::new(&path)
+            .components()
+            .any(|c| c == Component::ParentDir)
+    {
+        return Err("a path has no '..' and no control characters".into());
     }
     Ok(Entry {
         name: (*name).to_owned(),
@@ -126,6 +136,10 @@ fn is_name(text: &str) -> bool {
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+        && !text.rsplit_once("-part").is_some_and(|(_, nr)| {
+            // The link of a partition of the disk whose name is in front of that.
+            !nr.is_empty() && nr.chars().all(|c| c.is_ascii_digit())
+        })
 }
 
 fn parse_options(text: &str) -> std::result::Result<Options, String> {
@@ -162,8 +176,30 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> (Vec<Entry>, Vec<String>) {
-        let (entries, errors) = parse(Path::new("conf"), text);
+        let (entries, errors) = parse(Path::new("conf"), text.as_bytes());
         (entries, errors.iter().map(Error::without_hint).collect())
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_costs_itself_alone() {
+        let text = b"# caf\xe9\nweb /vz/web\ndb /vz/\xe9\nx /y";
+        let (entries, errors) = parse(Path::new("conf"), text);
+        let names: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.line)).collect();
+        assert_eq!(names, [("web", 2), ("x", 4)]);
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].without_hint().contains("line 3: it is not UTF-8"));
+    }
+
+    #[test]
+    fn what_a_unit_or_a_link_cannot_have_is_refused() {
+        for bad in ["db-part1 /a", "a /b/../c", "a /b\\012c"] {
+            let (entries, errors) = parsed(bad);
+            assert!(
+                entries.is_empty() && errors.len() == 1,
+                "{bad}: {entries:?}"
+            );
+        }
+        assert_eq!(parsed("db-part /a\nb-part1x /b\n").0.len(), 2);
     }
 
     #[test]

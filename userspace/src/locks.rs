@@ -7,6 +7,7 @@
 //! one notices. The kernel module does the same on an open file of its own.
 
 use crate::error::{Code, Error, Result};
+use crate::output;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, Flock, FlockArg};
 use nix::libc;
@@ -14,6 +15,8 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 const HOLD: i64 = 100;
 const DENY: i64 = 200;
@@ -172,6 +175,11 @@ pub fn pids() -> impl Iterator<Item = i32> {
     dirs.filter_map(|d| d.file_name().to_str()?.parse().ok())
 }
 
+/// How long a turn of somebody else is waited for.
+const TURN_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const TURN_PAUSE: Duration = Duration::from_millis(50);
+
 /// Makes the commands that change devices take turns; released when dropped.
 #[derive(Debug)]
 pub struct Turn {
@@ -180,7 +188,8 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Waits for the turn.
+    /// Waits for the turn; but not for somebody who has had it for long, as with an image that does not
+    /// answer: what must not be done twice has locks of its own.
     pub fn take() -> Result<Self> {
         let path = Path::new("/run/ploopctl.lock");
         let open = OpenOptions::new()
@@ -193,9 +202,20 @@ impl Turn {
         let Ok(mut file) = open else {
             return Ok(Self { _lock: None });
         };
+        let give_up = Instant::now() + TURN_PATIENCE;
         loop {
-            match Flock::lock(file, FlockArg::LockExclusive) {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(Self { _lock: Some(lock) }),
+                Err((_, Errno::EAGAIN)) if Instant::now() >= give_up => {
+                    output::note(
+                        "note: another ploopctl is at work since a minute; going on beside it",
+                    );
+                    return Ok(Self { _lock: None });
+                }
+                Err((again, Errno::EAGAIN)) => {
+                    sleep(TURN_PAUSE);
+                    file = again;
+                }
                 Err((again, Errno::EINTR)) => file = again,
                 Err((_, e)) => {
                     let what = format!("cannot lock {}", path.display());

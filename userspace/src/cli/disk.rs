@@ -10,14 +10,28 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long to wait for others.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct WaitArgs {
     /// Seconds to wait for another command that works on the same disk
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = WAIT)]
     wait: u32,
 }
 
+/// Seconds, where nobody says how many.
+const WAIT: u32 = 60;
+
+impl Default for WaitArgs {
+    fn default() -> Self {
+        Self { wait: WAIT }
+    }
+}
+
 impl WaitArgs {
+    /// Not at all.
+    pub fn none() -> Self {
+        Self { wait: 0 }
+    }
+
     /// The same for the locks.
     pub fn patience(&self) -> Patience {
         Patience(Duration::from_secs(self.wait.into()))

@@ -9,11 +9,13 @@
 //! between. While an image is checked, QEMU's locks are held on it; they are released before the
 //! kernel takes its own, which checks once more and refuses what changed meanwhile.
 
-use super::control::{self, Making};
+mod hand_over;
+
+use super::control;
 use crate::cli::{AttachArgs, AttachFormat};
 use crate::descriptor::guid::Guid;
 use crate::descriptor::named_by;
-use crate::dev::{self, Control, Delta};
+use crate::dev;
 use crate::disk::{self, Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::create::cluster_size;
@@ -22,7 +24,6 @@ use crate::locks::{ImageLock, Turn, Use};
 use crate::output;
 use crate::signals::Quiet;
 use crate::sysfs::Sysfs;
-use nix::errno::Errno;
 use ploop_pure::abi;
 use ploop_pure::chain::{self, Member};
 use ploop_pure::check::Cure;
@@ -31,7 +32,6 @@ use ploop_pure::repair::{Plan, Scope};
 use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
 use serde::Serialize;
 use std::fs;
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -178,13 +178,15 @@ pub fn images(args: &AttachArgs) -> Result<Attached> {
         free.push(c.must_be_free(&devices)?);
     }
     let mut judged: Vec<Judged> = Vec::new();
+    // If one may be mended, all are looked at: what is refused must leave the others as they are.
+    let trust = candidates.iter().all(Candidate::is_closed);
     for (c, is_free) in candidates.iter().zip(free) {
-        let next = c.judge(judged.last(), is_free)?;
+        let next = c.judge(judged.last(), is_free, trust)?;
         judged.push(next);
     }
     let index = {
         let _quiet = Quiet::begin();
-        hand_over(args, &judged)?
+        hand_over::start(args, &judged)?
     };
     match judged.pop() {
         Some(top) => Ok(Attached { index, top }),
@@ -303,7 +305,7 @@ impl Candidate<'_> {
 
     /// Whether it is sound and fits on `below`; mended if that may be. No device has it if
     /// `is_free`.
-    fn judge(&self, below: Option<&Judged>, is_free: bool) -> Result<Judged> {
+    fn judge(&self, below: Option<&Judged>, is_free: bool, trust: bool) -> Result<Judged> {
         let image = Image::open(self.path, self.access)?;
         if !self.is_read() && image.links()? > 1 {
             output::note(&format!(
@@ -313,7 +315,7 @@ impl Candidate<'_> {
         }
         match self.format(&image)? {
             abi::FORMAT_RAW => self.judge_raw(image),
-            _ => self.judge_ploop1(image, below, is_free),
+            _ => self.judge_ploop1(image, below, (!trust).then_some(is_free)),
         }
     }
 
@@ -390,9 +392,29 @@ impl Candidate<'_> {
         })
     }
 
-    fn judge_ploop1(&self, image: Image, below: Option<&Judged>, is_free: bool) -> Result<Judged> {
+    /// Whether it was closed and is whole, as far as its header tells: then only entries can be wrong,
+    /// and none can be mended without loss. The kernel judges each of them itself; what is wrong is
+    /// looked up if it refuses one.
+    fn is_closed(&self) -> bool {
+        if self.level == 0 && self.args.format == AttachFormat::Raw {
+            return true;
+        }
+        let image = Image::open(self.path, Access::Read);
+        let header = image.and_then(|image| image.good_header());
+        header.is_ok_and(|(header, length, _)| {
+            header.mark == Mark::Closed && header.ext_offset == 0 && !length.torn
+        })
+    }
+
+    /// With `look`, which says whether no device has the image, its entries are judged here.
+    fn judge_ploop1(
+        &self,
+        image: Image,
+        below: Option<&Judged>,
+        look: Option<bool>,
+    ) -> Result<Judged> {
         let lock = ImageLock::take(image.file(), self.path, self.usage())?;
-        let (header, length, _) = image.good_header()?;
+        let (header, _, _) = image.good_header()?;
         let member = Member {
             kind: chain::Kind::Ploop1(header.version),
             cluster: header.cluster,
@@ -403,14 +425,12 @@ impl Candidate<'_> {
         if let Some(below) = below {
             self.must_fit(below, &member)?;
         }
-        // Nothing there could be mended without loss. The kernel judges every entry itself; what is wrong
-        // is looked up if it refuses one.
-        let is_closed = header.mark == Mark::Closed && header.ext_offset == 0 && !length.torn;
-        let (flags, repaired) = if is_closed {
-            drop(lock);
-            (0, Vec::new())
-        } else {
-            self.look_and_mend(&image, lock, is_free)?
+        let (flags, repaired) = match look {
+            Some(is_free) => self.look_and_mend(&image, lock, is_free)?,
+            None => {
+                drop(lock);
+                (0, Vec::new())
+            }
         };
         Ok(Judged {
             image,
@@ -525,67 +545,4 @@ fn clear_leftovers(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn hand_over(args: &AttachArgs, chain: &[Judged]) -> Result<u32> {
-    let control: Control = control::open()?;
-    let making = Making::begin(&control, args.device)?;
-    let device = making.device()?;
-    for judged in chain {
-        let delta = Delta {
-            image: judged.image.file().as_fd(),
-            format: judged.format,
-            flags: judged.flags,
-            cluster_log: judged.member.cluster.log_sectors(),
-            cookie: args.cookie.as_deref(),
-        };
-        let added = device.add_delta(delta);
-        added.map_err(|e| judged.refused("attach", e))?;
-    }
-    if let Some(top) = chain.last() {
-        device.start().map_err(|e| top.refused("start", e))?;
-    }
-    let index = making.index();
-    making.finish();
-    Ok(index)
-}
-
-impl Judged {
-    /// The kernel did not take the image.
-    fn refused(&self, what: &str, e: Errno) -> Error {
-        if e == Errno::EINVAL && self.format == abi::FORMAT_PLOOP1 {
-            let report = self.image.check().ok().and_then(|report| report.ok());
-            let is_lossy = |report: &Report| {
-                Plan::new(&report.findings, Scope::Needed)
-                    .is_some_and(|p| p.cure() != Cure::Lossless)
-            };
-            if let Some(report) = report.filter(is_lossy) {
-                return mend::lossy(self.image.path(), &report);
-            }
-        }
-        refused(self.image.path(), what, e)
-    }
-}
-
-fn refused(path: &Path, what: &str, e: Errno) -> Error {
-    let what = format!("the kernel refused to {what} {}", path.display());
-    let (code, hint) = match e {
-        Errno::EBUSY | Errno::ETXTBSY => (
-            Code::InUse,
-            "it is in use: attached, locked by another program, or being written to",
-        ),
-        Errno::EPERM | Errno::EACCES => (
-            Code::DeviceIoctl,
-            "only root may attach, and only with an image it may open",
-        ),
-        Errno::EROFS => (Code::Open, "its file system is read-only: use -r"),
-        Errno::EINVAL => (
-            Code::DeviceIoctl,
-            "the image was found good here; 'dmesg' says what the kernel does not accept",
-        ),
-        Errno::ENOMEM => (Code::Memory, "'dmesg' says how much its map needs"),
-        Errno::ENOTTY => (Code::DeviceIoctl, crate::operate::OLDER),
-        _ => (Code::DeviceIoctl, "'dmesg' may say more"),
-    };
-    Error::io(code, what, e).hint(hint)
 }

@@ -123,7 +123,10 @@ fn unmount(device: &Device) {
 fn detach_device(device: &Device, force: bool) -> Result<()> {
     detach::run(&DetachArgs {
         force,
-        wait: WaitArgs::default(),
+        wait: match force {
+            true => WaitArgs::none(),
+            false => WaitArgs::default(),
+        },
         target: device.device.clone(),
     })
 }
