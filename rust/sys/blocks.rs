@@ -97,8 +97,8 @@ impl File {
         !unsafe { bindings::ploop_file_bdev(self.as_ptr().as_ptr()) }.is_null()
     }
 
-    /// Takes hold of the blocks; `syncs` are those of the file. EOPNOTSUPP if the file system does not fit, ETXTBSY if somebody else
-    /// has the file open for writing, or for reading this one a writer.
+    /// Takes hold of the blocks; `syncs` are those of the file. EOPNOTSUPP if the file system does not
+    /// fit, ETXTBSY if somebody else has the file open for writing, or for reading this one a writer.
     pub(crate) fn hold_blocks(&self, syncs: Arc<Syncs>) -> Result<Blocks> {
         // SAFETY: A live file by the invariant.
         let device = unsafe { bindings::ploop_file_bdev(self.as_ptr().as_ptr()) };

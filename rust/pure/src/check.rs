@@ -6,6 +6,7 @@
 
 use crate::layout::ploop1::{page_range, Header, Mark, HEADER_SLOTS};
 use crate::mem::Vector;
+use crate::slots::words;
 use crate::units::{Cluster, ImageCluster};
 use crate::Error;
 use core::fmt;
@@ -414,23 +415,13 @@ impl BatScan {
         let Some(bit) = at.0.checked_sub(self.header.first_data.0) else {
             return false;
         };
-        let words = |bit: u32, end: u32| {
-            let mut from = bit;
-            core::iter::from_fn(move || {
-                let nr = (u64::BITS - from % u64::BITS).min(end.checked_sub(from)?);
-                let mask = u64::MAX.checked_shr(u64::BITS - nr)? << (from % u64::BITS);
-                let at = (from / u64::BITS) as usize;
-                from += nr;
-                Some((at, mask))
-            })
-        };
-        let end_bit = bit.saturating_add(nr);
+        let bits = bit..bit.saturating_add(nr);
         let is_free =
             |(at, mask): (usize, u64)| self.used.get(at).is_some_and(|word| word & mask == 0);
-        if !words(bit, end_bit).all(is_free) {
+        if !words(bits.clone()).all(is_free) {
             return false;
         }
-        for (at, mask) in words(bit, end_bit) {
+        for (at, mask) in words(bits) {
             if let Some(word) = self.used.get_mut(at) {
                 *word |= mask;
             }

@@ -37,6 +37,21 @@ fn bits(skip: u32, nr: u32) -> u64 {
     ones << skip
 }
 
+/// The words that the bits of `range` are in, with those bits of each.
+pub(crate) fn words(range: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
+    let (mut from, end) = (range.start, range.end);
+    core::iter::from_fn(move || {
+        if from >= end {
+            return None;
+        }
+        let skip = from % WORD_BITS;
+        let nr = (WORD_BITS - skip).min(end - from);
+        let at = (from / WORD_BITS) as usize;
+        from += nr;
+        Some((at, bits(skip, nr)))
+    })
+}
+
 impl SlotSet {
     /// Memory for slots below `nr`, for [`Self::exchange`].
     pub fn room(nr: u32) -> Result<Vector<u64>, Error> {
@@ -171,14 +186,10 @@ impl SlotSet {
     /// Puts all slots of `range` in that `others` has not, as far as the bound allows.
     pub fn insert_gaps(&mut self, range: Range<u32>, others: &Self) {
         let end = u32::try_from(self.bound()).map_or(range.end, |b| range.end.min(b));
-        let mut from = range.start;
-        while from < end {
-            let (at, _) = place(ImageCluster(from));
-            let skip = from % WORD_BITS;
-            let nr = (WORD_BITS - skip).min(end - from);
+        for (at, wanted) in words(range.start..end) {
             let theirs = others.words.get(at).copied().unwrap_or(0);
             if let Some(word) = self.words.get_mut(at) {
-                let new = bits(skip, nr) & !theirs & !*word;
+                let new = wanted & !theirs & !*word;
                 if new != 0 {
                     *word |= new;
                     if self.nr == 0 {
@@ -190,7 +201,6 @@ impl SlotSet {
                     self.high = self.high.max(at + 1);
                 }
             }
-            from += nr;
         }
     }
 
