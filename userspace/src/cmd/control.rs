@@ -9,6 +9,7 @@ use crate::operate::OLDER;
 use crate::output;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
+use nix::unistd::geteuid;
 use ploop_pure::abi::{Mismatch, Version, INTERFACE, VERSION};
 use std::fs;
 use std::io;
@@ -70,9 +71,10 @@ pub fn module_version() -> Option<String> {
 /// Opens the control device, loading the module if it is not there. Whatever the version of the
 /// module, devices can be unmade by it.
 pub fn open_any() -> Result<Control> {
+    let mut refusal = None;
     let opened = match Control::open() {
         Err(e) if is_absent(&e) => {
-            load_module();
+            refusal = load_module();
             Control::open()
         }
         opened => opened,
@@ -84,11 +86,37 @@ pub fn open_any() -> Result<Control> {
             format!("cannot open {}", path.display()),
             e,
         );
-        if is_denied(&error) {
+        if is_denied(&error) || refusal.is_some() && !geteuid().is_root() {
             return error.hint("only root may attach and detach: run it with sudo");
         }
-        error.hint("the ploop kernel module is not loaded: run 'modprobe ploop'")
+        error.hint(refusal.map_or_else(
+            || {
+                "the ploop kernel module is loaded, but its node is missing: is udev running?"
+                    .into()
+            },
+            |said| module_hint(&said),
+        ))
     })
+}
+
+/// What to do if the module could not be loaded, by what modprobe said of it.
+fn module_hint(said: &str) -> String {
+    // In the words of the C library, for EKEYREJECTED, ENOKEY, and EPERM, which lockdown answers.
+    const UNSIGNED: [&str; 3] = [
+        "Key was rejected",
+        "Required key not available",
+        "Operation not permitted",
+    ];
+    let advice = if said.contains("not found") {
+        "; install ploop-modules for this kernel ('uname -r'), or ploop-dkms"
+    } else if said.contains("Exec format error") {
+        "; it was built for another kernel than this ('uname -r')"
+    } else if UNSIGNED.iter().any(|words| said.contains(words)) {
+        "; under Secure Boot it has to be signed with a key that this machine trusts ('mokutil --list-enrolled')"
+    } else {
+        "; 'dmesg' may say more"
+    };
+    format!("the ploop kernel module cannot be loaded: {said}{advice}")
 }
 
 fn is_absent(e: &io::Error) -> bool {
@@ -103,19 +131,34 @@ fn is_denied(e: &Error) -> bool {
     source.is_some_and(|s| s.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// Once; whether it worked shows at the next open.
-fn load_module() {
+/// Loads the module. Returns what modprobe said if it could not.
+fn load_module() -> Option<String> {
     for program in ["/sbin/modprobe", "modprobe"] {
         let run = Command::new(program)
-            .args(["-q", "ploop"])
+            .arg("ploop")
+            .env("LC_ALL", "C")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if run.is_ok() {
-            return;
+            .output();
+        match run {
+            Ok(run) if run.status.success() => return None,
+            Ok(run) => return Some(last_words(&run.stderr)),
+            Err(_) => {}
         }
     }
+    Some("there is no modprobe".into())
+}
+
+/// The last line of what modprobe said, without its name.
+fn last_words(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let line = text.lines().rfind(|line| !line.trim().is_empty());
+    let line = line.unwrap_or("modprobe failed and says nothing").trim();
+    let line = line.strip_prefix("modprobe: ").unwrap_or(line);
+    let line = ["FATAL: ", "ERROR: "]
+        .iter()
+        .find_map(|level| line.strip_prefix(level))
+        .unwrap_or(line);
+    line.trim_end_matches('.').into()
 }
 
 /// Opens the node of device `index`, waiting for it to appear.
@@ -347,6 +390,32 @@ mod tests {
         for older in [Ok(older), Err(Errno::ENOTTY)] {
             let said = agree(older).unwrap_err().to_string();
             assert!(said.contains("older than this ploopctl"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_module_that_is_refused_is_explained() {
+        for (stderr, words) in [
+            (
+                "modprobe: FATAL: Module ploop not found in directory /lib/modules/1\n",
+                "loaded: Module ploop not found in directory /lib/modules/1; install",
+            ),
+            (
+                "modprobe: ERROR: could not insert 'ploop': Exec format error\n",
+                "another kernel",
+            ),
+            (
+                "modprobe: ERROR: could not insert 'ploop': Key was rejected by service\n\n",
+                "'ploop': Key was rejected by service; under Secure Boot",
+            ),
+            (
+                "modprobe: ERROR: could not insert 'ploop': Operation not permitted",
+                "Secure Boot",
+            ),
+            ("", "says nothing"),
+        ] {
+            let hint = module_hint(&last_words(stderr.as_bytes()));
+            assert!(hint.contains(words), "{hint}");
         }
     }
 
