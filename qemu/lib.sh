@@ -34,6 +34,15 @@ quietly() {
     return "$status"
 }
 
+# report ok|FAIL NAME [REASON]: one check of $area, for who waits and for the tally; sets `failed`.
+report() {
+    # shellcheck disable=SC2154 # area: whose checks they are, of who sources this
+    printf '%-4s  %s/%s%s\n' "$1" "$area" "$2" "${3:+: $3}"
+    printf '%s %s/%s %s\n' "$1" "$area" "$2" "${3-}" >>"${PLOOP_TALLY:-/dev/null}"
+    # shellcheck disable=SC2034 # read there
+    [[ $1 == ok ]] || failed=1
+}
+
 # --- privilege --------------------------------------------------------------
 
 as_root() {

@@ -5,6 +5,8 @@
 #   console.log   the kernel's console    output.log   what its programs print
 #   port.in/.out  the control port, one line per message
 #   results.raw   a disk on which a failed test leaves its images (a tar)
+# With FIRMWARE set, a directory, it starts from firmware with Secure Boot: code.fd, its variables vars.fd, and the
+# folder esp/ with shim and GRUB, which get the kernel and its command line.
 # With LOSSY set, the path of a socket, scratch disk 0 is the one served there and keeps
 # what was flushed, and the others are left as the guest before had them.
 # shellcheck disable=SC2154 # out, cache: lib.sh
@@ -25,7 +27,6 @@ machine_options() {
     options=(
         -M q35 "${accel[@]}" -smp "${SMP:-2}" -m "${MEM:-2048}"
         -nodefaults -no-user-config -no-reboot -display none
-        -kernel "$kernel/vmlinuz"
         # Only the root is on NVMe: several are probed in any order.
         -drive "file=$root_image,format=raw,if=none,id=root,snapshot=on"
         -device nvme,drive=root,serial=root
@@ -45,6 +46,24 @@ machine_options() {
             -device "virtio-blk-pci,drive=$disk,serial=$disk"
         )
     done
+}
+
+# machine_kernel WORDS: adds to `options` what boots the kernel, with those words on its command line.
+machine_kernel() {
+    if [[ -z ${FIRMWARE-} ]]; then
+        options+=(-kernel "$kernel/vmlinuz" -append "$1")
+        return
+    fi
+    cp "$kernel/vmlinuz" "$FIRMWARE/esp/vmlinuz"
+    printf '%s\n' "linux /vmlinuz $1" boot >"$FIRMWARE/esp/EFI/debian/grub.cfg"
+    # shellcheck disable=SC2054 # commas are QEMU's
+    options+=(
+        -machine smm=on -global driver=cfi.pflash01,property=secure,value=on
+        -drive "file=$FIRMWARE/code.fd,format=raw,if=pflash,unit=0,readonly=on"
+        -drive "file=$FIRMWARE/vars.fd,format=raw,if=pflash,unit=1"
+        -drive "file=fat:$FIRMWARE/esp,format=raw,if=none,id=esp,readonly=on"
+        -device virtio-blk-pci,drive=esp,serial=esp,bootindex=0
+    )
 }
 
 kernel_command_line=(
@@ -73,6 +92,7 @@ machine_try() {
     local dir=$1 payload=$2 options=() line
     mkdir -p "$dir"
     machine_options "$dir" "$payload"
+    machine_kernel "${kernel_command_line[*]} ${BOOT-}"
     rm -f "$dir/port.in" "$dir/port.out"
     mkfifo "$dir/port.in" "$dir/port.out"
     exec {machine_to}<>"$dir/port.in" {machine_from}<>"$dir/port.out"
@@ -81,8 +101,7 @@ machine_try() {
     qemu-system-x86_64 "${options[@]}" \
         -serial "file:$dir/console.log" -serial "file:$dir/output.log" \
         -device virtio-serial-pci -chardev "pipe,id=port,path=$dir/port" \
-        -device virtserialport,chardev=port,name=ploop \
-        -append "${kernel_command_line[*]} ${BOOT-}" >"$dir/qemu.log" 2>&1 </dev/null &
+        -device virtserialport,chardev=port,name=ploop >"$dir/qemu.log" 2>&1 </dev/null &
     machine_pid=$!
     machine_hear line $((45 * ${PLOOP_TIME_FACTOR:-1})) && [[ $line == ready ]]
 }
@@ -96,8 +115,8 @@ machine_shell() {
     local dir=$1 payload=$2 options=()
     mkdir -p "$dir"
     machine_options "$dir" "$payload"
-    qemu-system-x86_64 "${options[@]}" -serial mon:stdio \
-        -append "${kernel_command_line[*]} ploop.shell TERM=${TERM:-linux}"
+    machine_kernel "${kernel_command_line[*]} ploop.shell TERM=${TERM:-linux}"
+    qemu-system-x86_64 "${options[@]}" -serial mon:stdio
 }
 
 # machine_hear VARIABLE SECONDS: the guest's next line. Status 1: it died;

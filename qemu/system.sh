@@ -23,13 +23,6 @@ system_prepare() {
     cp "$out/test-debs"/{ploopctl,"ploop-modules-$abi"}_*.deb "$dir/payload/debs"
 }
 
-report() {
-    local status=$1 name=$2 reason=${3-}
-    printf '%-4s  %s/%s%s\n' "$status" "$area" "$name" "${reason:+: $reason}"
-    printf '%s %s/%s %s\n' "$status" "$area" "$name" "$reason" >>"${PLOOP_TALLY:-/dev/null}"
-    [[ $status == ok ]] || failed=1
-}
-
 keep_console() {
     mkdir -p "$out/test-results/$area"
     cp "$dir/console.log" "$out/test-results/$area/"
