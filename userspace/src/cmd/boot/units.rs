@@ -12,14 +12,18 @@
 use crate::conf::{self, Entry};
 use crate::error::{Code, Error, Result};
 use crate::output;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The template, from the directories of generated units.
 const TEMPLATE: &str = "/usr/lib/systemd/system/ploop@.service";
+
+/// Links in one path, as the kernel follows them.
+const MAX_LINKS: u32 = 40;
 
 /// Makes the units of `conf` below `dir`. A bad line is told and costs that line only.
 pub fn make(conf: &Path, dir: &Path) -> Result<()> {
@@ -65,8 +69,18 @@ fn link(dir: &Path, whose: &str, unit: &str) -> io::Result<()> {
     symlink(TEMPLATE, dir.join(whose).join(unit))
 }
 
-/// What must be there before the image: its file system, or the block device that it is.
+/// What must be there before the image: its file system, also where links lead to it from another one,
+/// or the block device that it is.
 fn needs(path: &Path) -> String {
+    let real = behind_links(path);
+    // Names of devices are links that udev makes, and units of systemd.
+    if path.starts_with("/dev") || real == path {
+        return needs_of_one(path);
+    }
+    format!("{}\n{}", needs_of_one(path), needs_of_one(&real))
+}
+
+fn needs_of_one(path: &Path) -> String {
     if path.starts_with("/dev") {
         let device = escape(path);
         return format!("Requires={device}.device\nAfter={device}.device");
@@ -77,6 +91,33 @@ fn needs(path: &Path) -> String {
         .replace('\\', "\\\\")
         .replace('"', "\\\"");
     format!("RequiresMountsFor=\"{quoted}\"")
+}
+
+/// Where an absolute path leads, as far as is known while what it leads to is not mounted.
+fn behind_links(path: &Path) -> PathBuf {
+    let parts = |path: &Path| -> Vec<OsString> {
+        let parts = path.components().rev();
+        parts.map(|part| part.as_os_str().into()).collect()
+    };
+    let mut real = PathBuf::new();
+    let mut left = parts(path);
+    let mut links = 0;
+    while let Some(part) = left.pop() {
+        if part == ".." {
+            real.pop();
+            continue;
+        }
+        // The root takes the place of all that was before it.
+        real.push(part);
+        if links < MAX_LINKS {
+            if let Ok(target) = fs::read_link(&real) {
+                links += 1;
+                real.pop();
+                left.extend(parts(&target));
+            }
+        }
+    }
+    real
 }
 
 /// A path as part of a unit's name, as `systemd-escape --path` has it.
@@ -112,6 +153,36 @@ mod tests {
         ] {
             assert_eq!(escape(Path::new(path)), want);
         }
+    }
+
+    #[test]
+    fn links_are_followed_also_to_what_is_not_mounted() {
+        let dir = std::env::temp_dir().join(format!("ploopctl-links-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("etc")).unwrap();
+        let dir = fs::canonicalize(&dir).unwrap();
+        symlink("/none/vz", dir.join("vz")).unwrap();
+        symlink("../vz/./more/..", dir.join("etc/up")).unwrap();
+        symlink("loop", dir.join("loop")).unwrap();
+        symlink("/dev/sdz", dir.join("disk")).unwrap();
+        for (path, want) in [
+            ("etc/a.img", dir.join("etc/a.img")),
+            ("vz/a.img", "/none/vz/a.img".into()),
+            ("etc/up/a.img", "/none/vz/a.img".into()),
+            ("loop/a.img", dir.join("loop/a.img")),
+        ] {
+            assert_eq!(behind_links(&dir.join(path)), want);
+        }
+        let path = dir.join("vz/a.img");
+        let want = format!(
+            "RequiresMountsFor=\"{}\"\nRequiresMountsFor=\"/none/vz/a.img\"",
+            path.display()
+        );
+        assert_eq!(needs(&path), want);
+        assert!(
+            needs(&dir.join("disk")).ends_with("\nRequires=dev-sdz.device\nAfter=dev-sdz.device")
+        );
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
