@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 # A virtual machine of QEMU whose disk is a ploop device, as a cluster manager uses file-based storage (Ganeti's
-# cases), with the commands of docs/hosts.md: created, grown online, moved to another node after a
+# cases), with the commands of docs/hosts.md: created, grown online, trimmed, moved to another node after a
 # failure, exported and imported, an existing file adopted. Of qemu/guest/hosts-test.
 # The machine runs qemu/guest/walks/vm-init, and is emulated where KVM cannot be had.
 # shellcheck disable=SC2034,SC2154 # steps: for it; factor, share, state: of it
-steps=(created grown_online failed_over exported imported adopted)
+steps=(created grown_online trimmed failed_over exported imported adopted)
 
 name=vm1
 node1=/srv/node1
@@ -87,6 +87,16 @@ grown_online() {
     figure "vm: df in it says $(in_vm "df -m /mnt | awk 'END { print \$2 }'") MiB after growing to 192"
     # More than would have fitted before, at its end.
     in_vm 'head -c 146800640 /dev/zero >/mnt/large && sync && rm /mnt/large && sync'
+}
+
+# What it trims, the host has back at once.
+trimmed() {
+    local image=$node1/$name.img before after
+    before=$(mib "$image")
+    in_vm 'fstrim /mnt'
+    after=$(mib "$image")
+    ((before - after >= 130)) || die "of $before MiB $after are left"
+    figure "vm: with 140 MiB removed and trimmed in it, its image went from $before to $after MiB"
 }
 
 failed_over() {
