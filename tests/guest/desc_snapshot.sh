@@ -99,7 +99,7 @@ copies=0
 for command in create delete replace resize; do
     total=0
     for call in ioctl rename unlink fsync; do
-        for ((i = 1; ; i += $(share 2 1))); do
+        for ((i = 1; ; i += $(share "$i" 1))); do
             prepare "$command"
             status=0
             strace -f -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$i" \
