@@ -18,6 +18,10 @@ use crate::sys::{
 use core::ops::Range;
 use ploop_pure::blocks::{Group, Layout, Place, BLOCK_LOG};
 
+/// Pages of memory for what is known of one file, 64 MiB: blocks of some 1.6 TiB with clusters of 1 MiB, or 256 GiB
+/// with 64 KiB. What is not known goes through the file.
+const PAGES_MAX: i64 = 16384;
+
 /// The disk may become so much larger before what is behind is not learned any more.
 const GROWTH: u64 = 2;
 
@@ -150,8 +154,8 @@ impl Bdev {
 
     fn learn_group(&self, known: &Known, group: &Group, scan: u64) -> Result {
         // Memory first: it is not had under the lock.
-        let place_word = known.words.get_or_alloc(group.place)?;
-        let bits_word = known.words.get_or_alloc(group.bits)?;
+        let place_word = known.word_to_learn(group.place)?;
+        let bits_word = known.word_to_learn(group.bits)?;
         let before = {
             let changes = self.changes.lock();
             if changes.running > 0 {
@@ -238,6 +242,15 @@ impl Known {
 
     fn word(&self, idx: u32) -> u64 {
         self.words.get(idx).map_or(0, |w| w.load(Acquire))
+    }
+
+    /// The word itself, if there may be memory for it.
+    fn word_to_learn(&self, idx: u32) -> Result<&Atomic<u64>> {
+        match self.words.get(idx) {
+            Some(word) => Ok(word),
+            None if self.words.nr_pages() >= PAGES_MAX => Err(ENOMEM),
+            None => self.words.get_or_alloc(idx),
+        }
     }
 
     /// Forgets the blocks of a range, and their chunk's place if that is all that was known of it.

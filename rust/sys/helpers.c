@@ -585,6 +585,11 @@ struct page *ploop_virt_to_page(void *addr)
 	return virt_to_page(addr);
 }
 
+void ploop_page_get(void *addr)
+{
+	get_page(virt_to_page(addr));
+}
+
 struct srcu_struct *ploop_epoch_new(void)
 {
 	struct srcu_struct *ssp = kmalloc(sizeof(*ssp), GFP_KERNEL);

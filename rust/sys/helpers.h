@@ -112,6 +112,7 @@ void ploop_disk_open_unlock(struct gendisk *disk);
 bool ploop_bdev_is_partition(struct block_device *bdev);
 struct gendisk *ploop_kobj_to_disk(struct kobject *kobj);
 struct page *ploop_virt_to_page(void *addr);
+void ploop_page_get(void *addr);
 
 void ploop_trace_map(u32 device, u32 cluster, u32 slot);
 void ploop_trace_unmap(u32 device, u32 cluster, u32 slot);

@@ -1,38 +1,77 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A sparse array of atomic words, read without locks.
 
-use super::PAGES;
-use core::ptr;
+use super::{bindings, PAGES};
+use core::{
+    mem,
+    ptr::{self, NonNull},
+};
 use kernel::{
-    alloc::{flags, KVVec},
+    alloc::KVVec,
     prelude::*,
-    sync::{
-        atomic::{Acquire, Atomic, Full, Relaxed},
-        Arc, ArcBorrow,
-    },
+    sync::atomic::{Acquire, Atomic, Full, Relaxed},
 };
 
 const PAGE_WORDS: usize = 512;
 /// Pages kept for when memory is short.
 const RESERVE: usize = 16;
 
-/// A page of words; arrays may share it.
-struct Page {
-    words: [Atomic<u64>; PAGE_WORDS],
-}
+type Words = [Atomic<u64>; PAGE_WORDS];
+
+/// A reference to a page of words, which arrays may share: a whole page of memory, as a box of it with a
+/// count would take two.
+///
+/// # Invariants
+///
+/// The pointer is a page in the kernel's mapping with nothing but words, and one of its references is ours.
+struct Page(NonNull<Words>);
 
 impl Page {
     /// A page of zeros.
-    fn new(flags: kernel::alloc::Flags) -> Result<Arc<Self>> {
-        let words = pin_init::init_array_from_fn(|_| Ok::<_, Error>(Atomic::new(0)));
-        let page = Arc::init(kernel::try_init!(Self { words <- words }? Error), flags)?;
+    fn new(flags: u32) -> Result<Self> {
+        const { assert!(size_of::<Words>() == super::pages::PAGE_BYTES) };
+        // SAFETY: No preconditions; the flags are the caller's.
+        let addr = unsafe { bindings::get_zeroed_page_noprof(flags) };
+        let words = NonNull::new(addr as *mut Words).ok_or(ENOMEM)?;
         PAGES.add();
-        Ok(page)
+        // INVARIANT: A new page; zeros are words.
+        Ok(Self(words))
+    }
+
+    /// The reference, to be given to [`Self::from_raw`].
+    fn into_raw(self) -> *mut Words {
+        let words = self.0.as_ptr();
+        mem::forget(self);
+        words
+    }
+
+    /// # Safety
+    ///
+    /// `words` is of [`Self::into_raw`], once; or null.
+    unsafe fn from_raw(words: *mut Words) -> Option<Self> {
+        // INVARIANT: By the contract.
+        NonNull::new(words).map(Self)
+    }
+
+    /// Another reference to a page; `None` for null.
+    ///
+    /// # Safety
+    ///
+    /// `words` is of [`Self::into_raw`], and that reference stays meanwhile; or null.
+    unsafe fn share(words: *mut Words) -> Option<Self> {
+        let words = NonNull::new(words)?;
+        // SAFETY: A live page by the contract.
+        unsafe { bindings::ploop_page_get(words.as_ptr().cast()) };
+        PAGES.add();
+        // INVARIANT: Taken just now.
+        Some(Self(words))
     }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
+        // SAFETY: Our reference by the invariant. The page is freed with the last.
+        unsafe { bindings::free_pages(self.0.as_ptr() as c_ulong, 0) };
         PAGES.sub();
     }
 }
@@ -43,14 +82,14 @@ impl Drop for Page {
 ///
 /// # Invariants
 ///
-/// Each non-null pointer, of the reserve too, came from `Arc::into_raw`, and that reference is ours until drop; it is never
-/// replaced.
+/// Each non-null pointer, of the reserve too, came from [`Page::into_raw`], and that reference is ours until drop; it is
+/// never replaced.
 pub(crate) struct SparseWords {
-    pages: KVVec<Atomic<*mut Page>>,
+    pages: KVVec<Atomic<*mut Words>>,
     len: u64,
     nr_allocated: Atomic<i64>,
     /// For when memory is so short that getting some would wait for I/O.
-    reserve: [Atomic<*mut Page>; RESERVE],
+    reserve: [Atomic<*mut Words>; RESERVE],
 }
 
 // SAFETY: All words are atomic; the pages are reference counted.
@@ -91,14 +130,8 @@ impl SparseWords {
             return Ok(word);
         }
         let entry = self.pages.get(idx as usize / PAGE_WORDS).ok_or(ERANGE)?;
-        let new = Arc::into_raw(self.new_page()?);
-        // INVARIANT: From `Arc::into_raw`; set once.
-        match entry.cmpxchg(ptr::null_mut(), new.cast_mut(), Full) {
-            Ok(_) => {
-                self.nr_allocated.add(1, Relaxed);
-            }
-            // SAFETY: Somebody else was first; ours was never shared.
-            Err(_) => drop(unsafe { Arc::from_raw(new) }),
+        if set_once(entry, self.new_page()?) {
+            self.nr_allocated.add(1, Relaxed);
         }
         self.get(idx).ok_or(ERANGE)
     }
@@ -121,10 +154,10 @@ impl SparseWords {
         Ok(())
     }
 
-    fn page(&self, idx: usize) -> Option<&[Atomic<u64>; PAGE_WORDS]> {
+    fn page(&self, idx: usize) -> Option<&Words> {
         let page = self.pages.get(idx)?.load(Acquire);
         // SAFETY: A live page by the invariant, or null.
-        unsafe { page.as_ref() }.map(|page| &page.words)
+        unsafe { page.as_ref() }
     }
 
     /// An array of `len` words, not fewer, that shares the pages that exist now: the same words.
@@ -137,38 +170,30 @@ impl SparseWords {
     /// Shares the pages of `other` where there are none yet.
     pub(crate) fn share(&self, other: &Self) {
         for (from, to) in other.pages.iter().zip(&self.pages) {
-            let page = from.load(Acquire);
-            if page.is_null() || !to.load(Relaxed).is_null() {
+            if !to.load(Relaxed).is_null() {
                 continue;
             }
-            // SAFETY: By the invariant `page` came from `Arc::into_raw`, and the reference of
-            // `other` is not given up by this.
-            let shared: Arc<Page> = unsafe { ArcBorrow::from_raw(page) }.into();
-            let shared = Arc::into_raw(shared).cast_mut();
-            // INVARIANT: A reference of its own; set once.
-            match to.cmpxchg(ptr::null_mut(), shared, Full) {
-                Ok(_) => {
-                    self.nr_allocated.add(1, Relaxed);
-                }
-                // SAFETY: Somebody else was first; this reference is still ours.
-                Err(_) => drop(unsafe { Arc::from_raw(shared) }),
+            // SAFETY: From `Page::into_raw` by the invariant, and a reference that `other` keeps.
+            let page = unsafe { Page::share(from.load(Acquire)) };
+            if page.is_some_and(|page| set_once(to, page)) {
+                self.nr_allocated.add(1, Relaxed);
             }
         }
     }
 
     /// A page for who is in a request's way: at once, or from the reserve, or by waiting.
-    fn new_page(&self) -> Result<Arc<Page>> {
-        if let Ok(page) = Page::new(flags::GFP_NOWAIT | flags::__GFP_NOWARN) {
+    fn new_page(&self) -> Result<Page> {
+        if let Ok(page) = Page::new(bindings::GFP_NOWAIT | bindings::__GFP_NOWARN) {
             return Ok(page);
         }
         for place in &self.reserve {
             let page = place.xchg(ptr::null_mut(), Full);
-            if !page.is_null() {
-                // SAFETY: From `Arc::into_raw` by the invariant; it is not in the reserve any more.
-                return Ok(unsafe { Arc::from_raw(page) });
+            // SAFETY: From `Page::into_raw` by the invariant, or null; it is not in the reserve any more.
+            if let Some(page) = unsafe { Page::from_raw(page) } {
+                return Ok(page);
             }
         }
-        Page::new(GFP_KERNEL)
+        Page::new(bindings::GFP_KERNEL)
     }
 
     /// Fills the reserve. May wait for memory, so not in a request's way.
@@ -177,15 +202,10 @@ impl SparseWords {
             if !place.load(Relaxed).is_null() {
                 continue;
             }
-            let Ok(page) = Page::new(GFP_KERNEL) else {
+            let Ok(page) = Page::new(bindings::GFP_KERNEL) else {
                 return;
             };
-            let page = Arc::into_raw(page).cast_mut();
-            // INVARIANT: From `Arc::into_raw`.
-            if place.cmpxchg(ptr::null_mut(), page, Full).is_err() {
-                // SAFETY: Somebody else was first; ours was never shared.
-                drop(unsafe { Arc::from_raw(page) });
-            }
+            set_once(place, page);
         }
     }
 
@@ -234,11 +254,19 @@ impl SparseWords {
 impl Drop for SparseWords {
     fn drop(&mut self) {
         for entry in Iterator::chain(self.pages.iter(), &self.reserve) {
-            let page = entry.load(Acquire);
-            if !page.is_null() {
-                // SAFETY: From `Arc::into_raw` by the invariant; no reader of ours is left.
-                drop(unsafe { Arc::from_raw(page) });
-            }
+            // SAFETY: From `Page::into_raw` by the invariant, or null; no reader of ours is left.
+            drop(unsafe { Page::from_raw(entry.load(Acquire)) });
         }
     }
+}
+
+/// Puts a page where there is none; whether it was the first.
+fn set_once(place: &Atomic<*mut Words>, page: Page) -> bool {
+    let page = page.into_raw();
+    let is_first = place.cmpxchg(ptr::null_mut(), page, Full).is_ok();
+    if !is_first {
+        // SAFETY: Somebody else was first: it is still ours.
+        drop(unsafe { Page::from_raw(page) });
+    }
+    is_first
 }

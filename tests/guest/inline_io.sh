@@ -186,6 +186,31 @@ cmp -n $((1 << 20)) "$device" "$TEST_DIR/data2" || die "written while data was j
 detach "$device"
 rm "$image"
 
+if [[ $EFFORT == soak ]]; then
+    note 'a file so large that not all of its blocks can be known'
+    nr=17000
+    truncate -s "$((nr * 102))M" "$SCRATCH/large"
+    device=$(attach -f raw "$SCRATCH/large")
+    # Each is in another page of what is known; the second time over what is written.
+    blocks() {
+        fio --name=large --filename="$device" --direct=1 --ioengine=libaio --iodepth=32 --bs=4k --zonemode=strided \
+            --zonesize=4k --zonerange=102M --number_ios=$nr --size="$((nr * 102))M" "$@" >/dev/null
+    }
+    blocks --rw=write
+    blocks --rw=read
+    free=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
+    now=$(inline)
+    blocks --rw=read
+    now=$(($(inline) - now))
+    note "$now of $nr inline"
+    ((now > 15000 && now <= 16500)) || die "$now of $nr reads inline"
+    detach "$device"
+    free=$(($(awk '/^MemAvailable/ { print $2 }' /proc/meminfo) - free))
+    note "$free KiB came back"
+    ((free < 80 << 10)) || die "$free KiB were taken"
+    rm "$SCRATCH/large"
+fi
+
 note 'not on xfs, nor if it is not wanted'
 umount "$SCRATCH"
 scratch_fs xfs
