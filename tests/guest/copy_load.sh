@@ -55,10 +55,10 @@ for ((run = 1; run <= runs; run++)); do
     esac
     options=(--keep-frozen --stop-command "$end")
     if ((run % 4 == 3)); then
-        timeout 120 ploopctl copy send --v1 "${options[@]}" "$device" |
-            timeout 120 ploopctl copy receive "$copies/copy.img" || die "run $run: the copy failed"
+        timeout "$(limit 120)" ploopctl copy send --v1 "${options[@]}" "$device" |
+            timeout "$(limit 120)" ploopctl copy receive "$copies/copy.img" || die "run $run: the copy failed"
     else
-        timeout 120 ploopctl copy send "${how[@]}" "${options[@]}" "$device" || die "run $run: the copy failed"
+        timeout "$(limit 120)" ploopctl copy send "${how[@]}" "${options[@]}" "$device" || die "run $run: the copy failed"
     fi
     wait "$load" || die "run $run: the load found something wrong"
     same "$device" "$copies/copy.img"
@@ -77,25 +77,27 @@ mkfs.ext4 -q -F "$device"
 mkdir "$TEST_DIR/fs"
 mount "$device" "$TEST_DIR/fs"
 cp -a /bin/bash "$TEST_DIR/fs/before"
-ploopctl snapshot create "$SCRATCH/disk" >/dev/null
+uuid=$(ploopctl snapshot create "$SCRATCH/disk")
 fio --name=load --directory="$TEST_DIR/fs" --size=24M --rw=randwrite --bsrange=4k-64k --numjobs=2 \
     --time_based --runtime="$(share 400 9000)" --fsync=50 --verify=crc32c --do_verify=0 --randseed="$seed" \
     --output="$TEST_DIR/fio" &
 fio=$!
 for ((run = 1; run <= (runs + 1) / 2; run++)); do
     nap
-    timeout 120 ploopctl copy send --json --keep-frozen --to "$copies/copy" "$device" 2>"$TEST_DIR/events" ||
+    timeout "$(limit 120)" ploopctl copy send --json --keep-frozen --to "$copies/copy" "$device" 2>"$TEST_DIR/events" ||
         die "run $run: $(tail -n 3 "$TEST_DIR/events")"
     grep -q '"event":"frozen"' "$TEST_DIR/events" || die 'no event of the freeze'
     same "$device" "$copies/copy"
     ploopctl copy thaw "$device"
     ploopctl descriptor validate "$copies/copy" >/dev/null || die "run $run: the descriptor is not valid"
     other=$(attach -r "$copies/copy")
-    timeout 60 e2fsck -fn "$other" >"$TEST_DIR/fsck" 2>&1 || die "run $run: $(tail -n 5 "$TEST_DIR/fsck")"
+    timeout "$(limit 60)" e2fsck -fn "$other" >"$TEST_DIR/fsck" 2>&1 || die "run $run: $(tail -n 5 "$TEST_DIR/fsck")"
     detach "$other"
     rm -rf "$copies/copy"
-    # Tracking is over: the disk can be changed again.
-    ploopctl snapshot create "$SCRATCH/disk" >/dev/null
+    # Tracking is over: the disk can be changed again. All of the chain is sent, so it is kept short.
+    new=$(ploopctl snapshot create "$SCRATCH/disk")
+    ploopctl snapshot delete --uuid "$uuid" "$SCRATCH/disk"
+    uuid=$new
 done
 kill "$fio"
 wait "$fio" || true
