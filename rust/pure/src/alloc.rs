@@ -29,8 +29,13 @@ pub enum Take {
     Full,
 }
 
-/// Growth of the file in one step: at least this, in bytes, and a cluster.
+/// Growth of the file in one step: at least this, in bytes, and a cluster, once it is as long.
 pub const STEP_BYTES_MIN: u64 = 8 << 20;
+/// A shorter file doubles, but grows by this at least, or by some clusters: of hundreds of clones, each with little
+/// of its own, none is to take much more.
+const STEP_BYTES_FIRST: u64 = 1 << 20;
+/// Clusters that a file grows by at least, up to [`STEP_BYTES_MIN`].
+const STEP_CLUSTERS_FIRST: u64 = 4;
 /// Growth of the file in one step: at most this, in bytes, or a cluster.
 pub const STEP_BYTES_MAX: u64 = 128 << 20;
 
@@ -232,9 +237,10 @@ impl Alloc {
 
     /// An eighth of the file, within bounds, in clusters.
     fn step(&self) -> u64 {
-        let bytes = self.cluster.offset(ImageCluster(self.limit)) / 8;
-        self.cluster
-            .ceil(bytes.clamp(STEP_BYTES_MIN, STEP_BYTES_MAX))
+        let len = self.cluster.offset(ImageCluster(self.limit));
+        let first = STEP_BYTES_FIRST.max(STEP_CLUSTERS_FIRST * self.cluster.bytes());
+        let least = len.clamp(first.min(STEP_BYTES_MIN), STEP_BYTES_MIN);
+        self.cluster.ceil((len / 8).clamp(least, STEP_BYTES_MAX))
     }
 
     /// Bytes of the sets of a file of `nr` slots.
@@ -359,7 +365,7 @@ mod tests {
         assert_eq!(a.take(), Take::Slot(ImageCluster(2)));
         assert_eq!(a.take(), Take::Slot(ImageCluster(3)));
         assert_eq!(a.take(), Take::NeedSpace);
-        assert_eq!((a.target(), a.target_min()), (Some(12), Some(5)));
+        assert_eq!((a.target(), a.target_min()), (Some(8), Some(5)));
         grow(&mut a, 12);
         assert_eq!(a.take(), Take::Slot(ImageCluster(4)));
     }
@@ -467,7 +473,12 @@ mod tests {
             for limit in [1, 1000, 1 << 22] {
                 let a = Alloc::new(c, 1, limit, u32::MAX).unwrap();
                 let step = c.bytes() * u64::from(a.target().unwrap() - limit);
-                assert!(step <= STEP_BYTES_MAX.max(c.bytes()) && step >= STEP_BYTES_MIN);
+                let len = c.offset(ImageCluster(limit));
+                assert!(step <= STEP_BYTES_MAX.max(c.bytes()));
+                assert!(step >= STEP_BYTES_MIN.min(len) && step >= STEP_BYTES_FIRST);
+                // What has little is not given much.
+                assert!(step <= (len / 8 + c.bytes()).max(STEP_BYTES_MIN));
+                assert!(limit > 1 || step <= STEP_BYTES_FIRST.max(4 * c.bytes()));
             }
         }
     }
