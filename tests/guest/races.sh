@@ -118,7 +118,6 @@ comer() {
         rounds=$((rounds + 1))
         echo "$1.attach" >>"$TEST_DIR/done"
     done
-    ploopctl check "$image" >&2
 }
 
 # rival IMAGE: attaches what others use, for a moment, only to read.
@@ -240,6 +239,8 @@ load() {
 wanted=(snapshot merge-top merge compact grow checkpoint attach)
 run "$seconds" load 'operations 1' 'operations 2' watching 'comer one 64K' 'comer two 1M' \
     "rival $SCRATCH/one.img" reader opener crier unloader
+# Not before the rival has let go.
+for image in one two; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done
 plooptest op-cancel "$device" 2>/dev/null || true
 plooptest op-wait "$device" 2>/dev/null || true
 plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk is wrong'
@@ -254,4 +255,5 @@ note 'with a module that goes'
 device=
 wanted=(unload attach)
 run $((seconds / 2)) 'comer three 32K' 'comer four 256K' "rival $SCRATCH/one.img" reader opener crier unloader
+for image in three four; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done
 [[ -d /sys/module/ploop ]] || insmod "$BIN/ploop.ko"
