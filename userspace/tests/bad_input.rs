@@ -252,7 +252,11 @@ fn attach_repairs_what_loses_nothing() {
     on(&image, &["attach", "-r"])
         .expect(41)
         .says(&["without -r"]);
-    let words = ["repaired: extend", "repaired: clear", "cannot open /dev/ploop-control"];
+    let words = [
+        "repaired: extend",
+        "repaired: clear",
+        "cannot open /dev/ploop-control",
+    ];
     let run = on(&image, &["attach", "--json"]).expect(2).says(&words);
     assert!(run.out.is_empty());
     assert_eq!(common::len(&image), 5 << 16);
@@ -346,7 +350,9 @@ fn all_of_a_chain_is_repaired() {
     // A raw base has the cluster size of what lies on it.
     let raw = scratch.create("raw", &["-f", "raw", "-s", "1M"]);
     let args = ["attach", "-f", "raw", raw.to_str().unwrap()];
-    on(&top, &args).expect(2).says(&["cannot open /dev/ploop-control"]);
+    on(&top, &args)
+        .expect(2)
+        .says(&["cannot open /dev/ploop-control"]);
 }
 
 #[test]
