@@ -580,6 +580,38 @@ struct gendisk *ploop_kobj_to_disk(struct kobject *kobj)
 	return dev_to_disk(kobj_to_dev(kobj));
 }
 
+/*
+ * The class of the locks of a disk's flushes. They need one of their own: a flush of the device below
+ * ends in its lock, and ours with it, on its way out. NULL without lockdep.
+ */
+struct lock_class_key *ploop_flush_class_new(void)
+{
+	struct lock_class_key *key = NULL;
+
+#ifdef CONFIG_LOCKDEP
+	key = kzalloc(sizeof(*key), GFP_KERNEL);
+	if (key)
+		lockdep_register_key(key);
+#endif
+	return key;
+}
+
+void ploop_flush_class_free(struct lock_class_key *key)
+{
+	if (!key)
+		return;
+	lockdep_unregister_key(key);
+	kfree(key);
+}
+
+/* blk_mq_ops.init_hctx; data is a key as above. */
+int ploop_init_hctx(struct blk_mq_hw_ctx *hctx, void *data, unsigned int idx)
+{
+	if (data)
+		blk_mq_hctx_set_fq_lock_class(hctx, data);
+	return 0;
+}
+
 struct page *ploop_virt_to_page(void *addr)
 {
 	return virt_to_page(addr);

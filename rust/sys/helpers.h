@@ -111,6 +111,9 @@ void ploop_disk_open_lock(struct gendisk *disk);
 void ploop_disk_open_unlock(struct gendisk *disk);
 bool ploop_bdev_is_partition(struct block_device *bdev);
 struct gendisk *ploop_kobj_to_disk(struct kobject *kobj);
+struct lock_class_key *ploop_flush_class_new(void);
+void ploop_flush_class_free(struct lock_class_key *key);
+int ploop_init_hctx(struct blk_mq_hw_ctx *hctx, void *data, unsigned int idx);
 struct page *ploop_virt_to_page(void *addr);
 void ploop_page_get(void *addr);
 

@@ -548,6 +548,8 @@ impl<D: Driver> TagSet<D> {
                     nr_maps: 1,
                     numa_node: bindings::NUMA_NO_NODE,
                     cmd_size: mem::size_of::<Pdu<D>>() as u32,
+                    // SAFETY: No preconditions.
+                    driver_data: unsafe { bindings::ploop_flush_class_new() }.cast(),
                     flags: bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT
                         | bindings::BLK_MQ_F_STACKING
                         | bindings::BLK_MQ_F_BLOCKING,
@@ -556,7 +558,10 @@ impl<D: Driver> TagSet<D> {
                 // SAFETY: `p` is valid for writes.
                 unsafe { p.write(set) };
                 // SAFETY: Initialised just now, and pinned.
-                to_result(unsafe { bindings::blk_mq_alloc_tag_set(p) })
+                to_result(unsafe { bindings::blk_mq_alloc_tag_set(p) }).inspect_err(|_| {
+                    // SAFETY: From above; nobody else has it.
+                    unsafe { bindings::ploop_flush_class_free((*p).driver_data.cast()) }
+                })
             }),
             handlers: Epoch::new()?,
             _driver: PhantomData,
@@ -579,8 +584,11 @@ impl<D: Driver> TagSet<D> {
 #[pinned_drop]
 impl<D: Driver> PinnedDrop for TagSet<D> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Allocated in `new`; the driver, whose part we are, is dropped after its disk.
-        unsafe { bindings::blk_mq_free_tag_set(self.raw.get()) };
+        // SAFETY: Allocated in `new`, its data too; the driver, whose part we are, is dropped after its disk.
+        unsafe {
+            bindings::blk_mq_free_tag_set(self.raw.get());
+            bindings::ploop_flush_class_free((*self.raw.get()).driver_data.cast());
+        }
     }
 }
 
@@ -591,6 +599,7 @@ impl<D: Driver> Ops<D> {
     const TABLE: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
         complete: Some(Self::complete),
+        init_hctx: Some(bindings::ploop_init_hctx),
         init_request: Some(Self::init_request),
         exit_request: Some(Self::exit_request),
         ..pin_init::zeroed()
