@@ -539,6 +539,8 @@ impl<D: Driver> TagSet<D> {
     pub(crate) fn new(depth: u32) -> impl PinInit<Self, Error> {
         let () = Self::PDU_FITS;
         try_pin_init!(Self {
+            // What may fail before the tag set, which nobody frees if the rest fails.
+            handlers: Epoch::new()?,
             raw <- Opaque::try_ffi_init(move |p: *mut bindings::blk_mq_tag_set| {
                 let set = bindings::blk_mq_tag_set {
                     ops: &Ops::<D>::TABLE,
@@ -563,7 +565,6 @@ impl<D: Driver> TagSet<D> {
                     unsafe { bindings::ploop_flush_class_free((*p).driver_data.cast()) }
                 })
             }),
-            handlers: Epoch::new()?,
             _driver: PhantomData,
         }? Error)
     }
