@@ -33,10 +33,7 @@ impl PageBuf {
             segments: KVec::with_capacity(nr, GFP_KERNEL)?,
         };
         for _ in 0..nr {
-            // SAFETY: No preconditions; may sleep, as the callers may.
-            let addr = unsafe { bindings::get_zeroed_page_noprof(bindings::GFP_KERNEL) };
-            let page = NonNull::new(addr as *mut [u8; PAGE_BYTES]).ok_or(ENOMEM)?;
-            PAGES.add();
+            let page = zeroed_page(bindings::GFP_KERNEL)?;
             // INVARIANT: A new page, in the kernel's mapping, known only to us. There is room.
             buf.pages.push(page, GFP_KERNEL)?;
             let segment = bindings::bio_vec {
@@ -78,8 +75,39 @@ impl Drop for PageBuf {
     fn drop(&mut self) {
         for page in &self.pages {
             // SAFETY: Ours by the invariant; no reference is left.
-            unsafe { bindings::free_pages(page.as_ptr() as usize, 0) };
-            PAGES.sub();
+            unsafe { put_page(*page) };
         }
     }
+}
+
+/// A new page of zeros in the kernel's mapping, with one reference.
+pub(super) fn zeroed_page<T>(flags: u32) -> Result<NonNull<T>> {
+    const { assert!(size_of::<T>() == PAGE_BYTES) };
+    // SAFETY: No preconditions; the flags are the caller's.
+    let addr = unsafe { bindings::get_zeroed_page_noprof(flags) };
+    let page = NonNull::new(addr as *mut T).ok_or(ENOMEM)?;
+    PAGES.add();
+    Ok(page)
+}
+
+/// Takes another reference to a page.
+///
+/// # Safety
+///
+/// `page` is of [`zeroed_page`], and a reference to it is left.
+pub(super) unsafe fn get_page<T>(page: NonNull<T>) {
+    // SAFETY: A live page by the contract.
+    unsafe { bindings::ploop_page_get(page.as_ptr().cast()) };
+    PAGES.add();
+}
+
+/// Gives up a reference to a page, which is freed with the last.
+///
+/// # Safety
+///
+/// `page` is of [`zeroed_page`] and the caller has a reference to it.
+pub(super) unsafe fn put_page<T>(page: NonNull<T>) {
+    // SAFETY: By the contract.
+    unsafe { bindings::free_pages(page.as_ptr() as usize, 0) };
+    PAGES.sub();
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A sparse array of atomic words, read without locks.
 
-use super::{bindings, PAGES};
+use super::{bindings, pages};
 use core::{
     mem,
     ptr::{self, NonNull},
@@ -29,13 +29,8 @@ struct Page(NonNull<Words>);
 impl Page {
     /// A page of zeros.
     fn new(flags: u32) -> Result<Self> {
-        const { assert!(size_of::<Words>() == super::pages::PAGE_BYTES) };
-        // SAFETY: No preconditions; the flags are the caller's.
-        let addr = unsafe { bindings::get_zeroed_page_noprof(flags) };
-        let words = NonNull::new(addr as *mut Words).ok_or(ENOMEM)?;
-        PAGES.add();
         // INVARIANT: A new page; zeros are words.
-        Ok(Self(words))
+        Ok(Self(pages::zeroed_page(flags)?))
     }
 
     /// The reference, to be given to [`Self::from_raw`].
@@ -60,9 +55,8 @@ impl Page {
     /// `words` is of [`Self::into_raw`], and that reference stays meanwhile; or null.
     unsafe fn share(words: *mut Words) -> Option<Self> {
         let words = NonNull::new(words)?;
-        // SAFETY: A live page by the contract.
-        unsafe { bindings::ploop_page_get(words.as_ptr().cast()) };
-        PAGES.add();
+        // SAFETY: By the contract.
+        unsafe { pages::get_page(words) };
         // INVARIANT: Taken just now.
         Some(Self(words))
     }
@@ -70,9 +64,8 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: Our reference by the invariant. The page is freed with the last.
-        unsafe { bindings::free_pages(self.0.as_ptr() as c_ulong, 0) };
-        PAGES.sub();
+        // SAFETY: Our reference by the invariant.
+        unsafe { pages::put_page(self.0) };
     }
 }
 
