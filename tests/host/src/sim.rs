@@ -22,6 +22,7 @@ pub mod story;
 use blocks::{header_words, Blocks, PAGE_SECTORS, WORDS};
 use disk::{Disk, Image, Stamp};
 use engine::File;
+use judge::Found;
 use ploop_pure::layout::ploop1::{locate, Header, Version, HEADER_SLOTS};
 use ploop_pure::map::Place;
 use ploop_pure::units::{Cluster, ClusterSize, ImageCluster, Level};
@@ -80,6 +81,8 @@ pub enum Fault {
     SurplusLeft,
     /// The place for a larger index is reserved while writes that took a slot there go on.
     ReservedUnfrozen,
+    /// Two make the file longer at once, and the one that is late makes zero what is written there.
+    GrowthUnlocked,
     /// A failed FUA write takes the batch from a commit that runs, which goes on.
     PoisonSettles,
     /// A commit writes a page while the last commit's write of it is on its way.
@@ -124,6 +127,8 @@ pub struct Config {
     pub nr_clusters: usize,
     /// A lower delta holds every other one of them.
     pub below: bool,
+    /// The first image is a raw one: every cluster has its own slot in it, for ever.
+    pub raw: bool,
     /// Writes of a whole cluster among writes.
     pub whole_percent: u64,
     /// Discards, or writes of zeroes, among reads and writes.
@@ -168,6 +173,7 @@ impl Config {
             nr_entries: 2500,
             nr_clusters: 12,
             below: true,
+            raw: false,
             whole_percent: 6,
             zero_percent: 12,
             read_percent: 8,
@@ -189,7 +195,7 @@ impl Config {
     }
 
     /// One of each kind of workload, for a short look.
-    pub fn all() -> [Self; 7] {
+    pub fn all() -> [Self; 9] {
         let usual = Self::usual();
         let base = Self {
             below: false,
@@ -215,8 +221,23 @@ impl Config {
             op(Op::Lower, false),
             op(Op::Compact, false),
             op(Op::Grow, false),
+            Self::raw(Op::Chain),
+            Self::raw(Op::Lower),
             usual,
         ]
+    }
+
+    /// A raw image, and what is done to a chain over it.
+    pub fn raw(op: Op) -> Self {
+        Self {
+            op,
+            raw: true,
+            below: false,
+            nr_entries: 30,
+            zero_percent: 25,
+            requests: 90,
+            ..Self::usual()
+        }
     }
 
     const fn cluster_size() -> u32 {
@@ -257,6 +278,30 @@ impl Config {
         }
     }
 
+    /// The first image of a raw disk, all of which is zeros.
+    fn raw_image(&self, blocks: &mut Blocks) -> File {
+        let len = self.nr_entries as usize * self.cluster_sectors();
+        let image = Image {
+            sectors: vec![0; len],
+            len,
+        };
+        // It has none, but the geometry of those above.
+        let header = self.created(0, blocks).header.closed(true);
+        self.reopened(Found {
+            id: 0,
+            image,
+            header,
+            places: self.own_slots(),
+            findings: None,
+        })
+    }
+
+    /// Where a raw image has its clusters.
+    fn own_slots(&self) -> engine::Places {
+        let own = |i| Some(ImageCluster(self.cluster(i).0));
+        (0..self.nr_clusters).map(own).collect()
+    }
+
     /// A new image, closed and empty, number `id`.
     fn created(&self, id: u32, blocks: &mut Blocks) -> File {
         let sectors = u64::from(self.nr_entries) * u64::from(Self::cluster_size());
@@ -280,6 +325,16 @@ impl Config {
         self.opened(id, image, header, vec![None; self.nr_clusters])
     }
 
+    /// An image as it was found.
+    fn reopened(&self, f: Found) -> File {
+        let mut file = self.opened(f.id, f.image, f.header, f.places);
+        if f.findings.is_none() {
+            // Nothing marks it.
+            (file.is_raw, file.header) = (true, f.header);
+        }
+        file
+    }
+
     /// An image that is durable as it is.
     fn opened(&self, id: u32, image: Image, header: Header, places: engine::Places) -> File {
         let mut disk = Disk::new(image, self.piece_sectors);
@@ -290,6 +345,7 @@ impl Config {
             disk,
             header: header.opened(),
             places,
+            is_raw: false,
         }
     }
 }

@@ -209,6 +209,30 @@ fn lower(below: bool) -> Config {
     }
 }
 
+/// Merges end in a raw image, in use, as do the writes to what it has.
+#[test]
+fn a_raw_image_below() {
+    sound_with_op(&Config::raw(Op::Chain), 40, 120);
+    sound_with_op(&Config::raw(Op::Lower), 40, 100);
+}
+
+#[test]
+fn a_raw_image_below_with_failed_writes_and_syncs() {
+    for op in [Op::Chain, Op::Lower] {
+        let cfg = Config {
+            fail_percent: 3,
+            sync_fail_percent: 2,
+            ..Config::raw(op)
+        };
+        sound_with_op(&cfg, 40, 50);
+    }
+}
+
+#[test]
+fn a_raw_image() {
+    sound(&Config::raw(Op::None), 20, 5_000);
+}
+
 #[test]
 fn growth() {
     sound_with_op(&with_op(Op::Grow), 40, 160);
@@ -374,6 +398,33 @@ fn a_merge_undone_early_is_noticed() {
 #[test]
 fn a_file_cut_early_is_noticed() {
     noticed_in(Fault::CutEarly, Op::Compact);
+}
+
+#[test]
+fn growth_by_two_at_once_is_noticed() {
+    noticed_in(Fault::GrowthUnlocked, Op::Grow);
+}
+
+/// What a merge may not do, when what it writes to has neither an index nor a mark.
+#[test]
+fn broken_merges_into_a_raw_image_are_noticed() {
+    for (fault, op) in [
+        (Fault::ChainMarkUnsynced, Op::Chain),
+        (Fault::GateIgnored, Op::Chain),
+        (Fault::HiddenReusedEarly, Op::Chain),
+        (Fault::HiddenUnclean, Op::Chain),
+        (Fault::SettledBeforeDrops, Op::Chain),
+        (Fault::UndoneEarly, Op::Chain),
+        (Fault::MergeEndUncommitted, Op::Chain),
+        (Fault::LowerUncommitted, Op::Lower),
+    ] {
+        noticed(fault, |c| {
+            *c = Config {
+                fault,
+                ..Config::raw(op)
+            };
+        });
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use ploop_pure::index::DirtyPages;
 use ploop_pure::layout::ploop1::{locate, page_range, Header, HEADER_SLOTS, PAGE_SLOTS};
 use ploop_pure::map::{Place, Word};
 use ploop_pure::units::{ImageCluster, Level};
-use space::Making;
+use space::{Maker, Making};
 use std::fmt;
 
 /// What the entries of a file name, by cluster of the workload.
@@ -39,6 +39,8 @@ pub struct File {
     pub(super) places: Places,
     /// Contents that may carry a mark that says closed.
     pub(super) closed: Vec<Image>,
+    /// It has neither a mark nor an index: its places are what they are.
+    pub(super) is_raw: bool,
 }
 
 enum Job {
@@ -138,7 +140,7 @@ enum Choice {
     NewRequest,
     Task(usize),
     Commit,
-    Space,
+    Space(Maker),
     LateCopy,
     NewOp,
     Op,
@@ -177,7 +179,8 @@ pub struct Engine<'a> {
     gate: bool,
     /// No request starts.
     is_frozen: bool,
-    making: Option<Making>,
+    /// By [`Maker`].
+    making: [Option<Making>; 2],
     /// There may be slots to be made clean.
     may_clean: bool,
     op: Option<ops::Running>,
@@ -248,7 +251,7 @@ impl<'a> Engine<'a> {
             wants_commit: false,
             gate: false,
             is_frozen: false,
-            making: None,
+            making: [None, None],
             may_clean: true,
             op: None,
             late: Vec::new(),
@@ -300,7 +303,7 @@ impl<'a> Engine<'a> {
             Choice::NewRequest => self.new_request(rng),
             Choice::Task(i) => self.task(i, rng)?,
             Choice::Commit => self.commit(rng)?,
-            Choice::Space => self.space(),
+            Choice::Space(maker) => self.space(maker, rng),
             Choice::LateCopy => {
                 let op = self.late.swap_remove(rng.pick(self.late.len()));
                 self.disk().complete(op);
@@ -317,7 +320,8 @@ impl<'a> Engine<'a> {
             Choice::Task(i) => self.tasks[i].id,
             Choice::NewRequest => 1,
             Choice::Commit => 2,
-            Choice::Space => 3,
+            Choice::Space(Maker::Requests) => 3,
+            Choice::Space(Maker::Op) => 7,
             Choice::LateCopy => 4,
             Choice::NewOp => 5,
             Choice::Op => 6,
@@ -361,10 +365,12 @@ impl<'a> Engine<'a> {
                 | Wait::ThisCommit => {}
             }
         }
-        let is_stuck = self.wants_commit && !self.may_clean;
         let may_clean = self.may_clean && (self.op_wants_clean() || chance(20));
-        if self.making.is_some() || (self.is_space_wanted() && !is_stuck) || may_clean {
-            choices.push(Choice::Space);
+        if may_clean || self.may_make_space(Maker::Requests) {
+            choices.push(Choice::Space(Maker::Requests));
+        }
+        if self.may_make_space(Maker::Op) {
+            choices.push(Choice::Space(Maker::Op));
         }
         let waits = |t: &Task| matches!(t.wait, Wait::NextCommit);
         let wanted = self.wants_commit || self.op_wants_commit() || self.tasks.iter().any(waits);
@@ -391,7 +397,7 @@ impl<'a> Engine<'a> {
     fn is_quiet(&self) -> bool {
         self.tasks.is_empty()
             && self.commit.is_none()
-            && self.making.is_none()
+            && self.is_no_space_made()
             && self.late.is_empty()
     }
 

@@ -24,8 +24,8 @@ pub struct Found {
     pub header: Header,
     /// Slot of each cluster of the workload.
     pub places: Places,
-    /// What the check found out.
-    pub findings: Findings,
+    /// What the check found out; none is made of a raw image.
+    pub findings: Option<Findings>,
 }
 
 /// Cuts the power and judges what is found: the chain, base first.
@@ -111,6 +111,15 @@ pub fn found(cfg: &Config, file: &File, blocks: &Blocks, rng: &mut Rng) -> Resul
         len: 0,
     };
     file.disk.crash(rng, &mut image);
+    if file.is_raw {
+        return Ok(Found {
+            id: file.id,
+            image,
+            header: file.header,
+            places: cfg.own_slots(),
+            findings: None,
+        });
+    }
     let header = header_of(&image, blocks)?;
     if header.mark != Mark::InUse && !file.closed.iter().any(|c| same(c, &image, blocks)) {
         return Err("a changed image is not marked in use".into());
@@ -121,7 +130,7 @@ pub fn found(cfg: &Config, file: &File, blocks: &Blocks, rng: &mut Rng) -> Resul
         image,
         header,
         places,
-        findings,
+        findings: Some(findings),
     })
 }
 

@@ -40,15 +40,13 @@ impl Recovery<'_> {
         self.tried.recoveries += 1;
         let want = contents(self.cfg, chain);
         let file = |f: &Found| File {
-            id: f.id,
-            closed: vec![f.image.clone()],
-            disk: Disk::new(f.image.clone(), self.cfg.piece_sectors),
             header: f.header,
-            places: f.places.clone(),
+            disk: Disk::new(f.image.clone(), self.cfg.piece_sectors),
+            ..self.cfg.reopened(f.clone())
         };
         let mut files: Vec<_> = chain.iter().map(file).collect();
         for (n, f) in chain.iter().enumerate() {
-            let Some(plan) = Plan::new(&f.findings, Scope::Needed) else {
+            let Some(plan) = plan_of(f) else {
                 continue;
             };
             if plan.cure() == Cure::Lossy {
@@ -68,7 +66,7 @@ impl Recovery<'_> {
         }
         let done = self.cut(&files, &want, false)?;
         for f in &done {
-            if f.header.mark == Mark::InUse || Plan::new(&f.findings, Scope::Needed).is_some() {
+            if f.header.mark == Mark::InUse || plan_of(f).is_some() {
                 return Err(format!("image {} is not clean after it", f.id));
             }
         }
@@ -122,6 +120,11 @@ impl Recovery<'_> {
         }
         Ok(chain)
     }
+}
+
+/// What has to be done; nothing to a raw image.
+fn plan_of(f: &Found) -> Option<Plan> {
+    Plan::new(f.findings.as_ref()?, Scope::Needed)
 }
 
 /// The image with another header.

@@ -144,7 +144,10 @@ struct Run<'a> {
 impl Run<'_> {
     fn lives(&mut self, plot: &mut Plot) -> Result<(), String> {
         let mut blocks = Blocks::default();
-        let mut files = vec![self.cfg.created(0, &mut blocks)];
+        let mut files = vec![match self.cfg.raw {
+            true => self.cfg.raw_image(&mut blocks),
+            false => self.cfg.created(0, &mut blocks),
+        }];
         let mut guest = self.reread(&[]);
         let mut unused = (1, 1);
         for (nr, life) in plot.0.iter_mut().enumerate() {
@@ -160,8 +163,7 @@ impl Run<'_> {
             blocks = e.blocks;
             let found = self.recovered(&found, &mut blocks)?;
             guest = self.reread(&found);
-            let opened = |f: Found| self.cfg.opened(f.id, f.image, f.header, f.places);
-            files = found.into_iter().map(opened).collect();
+            files = found.into_iter().map(|f| self.cfg.reopened(f)).collect();
         }
         Ok(())
     }

@@ -65,7 +65,7 @@ impl Engine<'_> {
             Committing::Ready(action) => action,
             Committing::Half { next } => {
                 self.copy(&mut commit, self.cfg.fault == Fault::DestinationCopiedFirst);
-                let nr = commit.copies.len();
+                let nr = self.dirty.batch().len();
                 commit.machine.next(commit::Event::Copied { nr, next })
             }
             Committing::Syncing(covered, action) => {
@@ -119,7 +119,7 @@ impl Engine<'_> {
                     Committing::Half { next }
                 } else {
                     self.copy(&mut commit, false);
-                    let nr = commit.copies.len();
+                    let nr = self.dirty.batch().len();
                     let event = commit::Event::Copied { nr, next };
                     Committing::Ready(commit.machine.next(event))
                 }
@@ -187,6 +187,14 @@ impl Engine<'_> {
     /// Copies of the batch's pages of a file.
     pub(super) fn copies_of(&mut self, file: usize) -> Copies {
         let pages = Vec::from(self.dirty.batch());
+        self.pages_of(file, pages)
+    }
+
+    /// Copies of index pages of a file; a raw one has none.
+    pub(super) fn pages_of(&mut self, file: usize, pages: impl IntoIterator<Item = u32>) -> Copies {
+        if self.files[file].is_raw {
+            return Copies::new();
+        }
         let header = self.files[file].header;
         let copy = |page| match self.cfg.fault {
             Fault::StaleHeader => {

@@ -80,11 +80,7 @@ impl Engine<'_> {
         let dest = Where::Chain(m.dest);
         let stage = std::mem::replace(&mut m.stage, Stage::Mark);
         let (stage, wait) = match stage {
-            Stage::Mark => {
-                let file = self.file_at(dest);
-                file.header = file.header.opened();
-                (Stage::SyncMark, self.write_header(dest))
-            }
+            Stage::Mark => (Stage::SyncMark, self.write_opened(dest)),
             Stage::SyncMark if self.cfg.fault == Fault::ChainMarkUnsynced => {
                 (Stage::Begin, OpWait::Ready)
             }
@@ -178,7 +174,7 @@ impl Engine<'_> {
     /// Begins to make what the destination has durable.
     fn lower_commit(&mut self, m: &mut Lower, then: Stage) -> Stage {
         let pages = 0..self.files[m.dest].header.nr_pages();
-        let copies = pages.map(|page| (page, self.page(m.dest, page))).collect();
+        let copies = self.pages_of(m.dest, pages);
         if let Some(own) = &mut m.own {
             own.restart(copies);
         }

@@ -81,9 +81,7 @@ impl Engine<'_> {
         let next = match m.stage {
             Stage::Mark => {
                 self.sealed = None;
-                let file = self.file_at(below);
-                file.header = file.header.opened();
-                Some((Stage::SyncMark, self.write_header(below)))
+                Some((Stage::SyncMark, self.write_opened(below)))
             }
             Stage::SyncMark if self.cfg.fault == Fault::ChainMarkUnsynced => {
                 Some((Stage::Commit, OpWait::Ready))

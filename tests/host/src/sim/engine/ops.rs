@@ -144,7 +144,7 @@ impl Engine<'_> {
             Some(OpWait::Ready | OpWait::Io(..) | OpWait::Sync(..)) => true,
             Some(OpWait::Quiet) => self.is_quiet(),
             Some(OpWait::Epoch(cluster)) => self.is_left(*cluster),
-            Some(OpWait::Clean) => !self.may_clean && self.making.is_none(),
+            Some(OpWait::Clean) => !self.may_clean && self.is_no_space_made(),
             Some(OpWait::NextCommit | OpWait::ThisCommit | OpWait::Space) | None => false,
         }
     }
@@ -237,13 +237,28 @@ impl Engine<'_> {
 
     /// Starts to write the top's header with its mark.
     pub fn write_mark(&mut self) -> OpId {
-        let page = self.page(self.top, 0);
-        self.disk().write(0, &page)
+        match self.files[self.top].is_raw {
+            true => self.disk().write(0, &[]),
+            false => {
+                let page = self.page(self.top, 0);
+                self.disk().write(0, &page)
+            }
+        }
     }
 
     /// Starts to write the top's header after a clean close.
     pub fn write_unmark(&mut self) -> OpId {
         self.close_header(Where::Chain(self.top))
+    }
+
+    /// Marks an image in use; a raw one has no mark.
+    pub(super) fn write_opened(&mut self, at: Where) -> OpWait {
+        let file = self.file_at(at);
+        if file.is_raw {
+            return OpWait::Io(at, file.disk.write(0, &[]));
+        }
+        file.header = file.header.opened();
+        self.write_header(at)
     }
 
     /// Writes page 0 with the header as it is now.
@@ -264,6 +279,9 @@ impl Engine<'_> {
             Where::Outside => true,
         };
         let file = self.file_at(at);
+        if file.is_raw {
+            return file.disk.write(0, &[]);
+        }
         file.header = file.header.closed(is_empty);
         let page = self.page_0(at);
         let file = self.file_at(at);
@@ -306,8 +324,9 @@ impl Engine<'_> {
             true => self.copies_of(self.top + 1),
             false => Vec::new(),
         };
+        let nr = self.dirty.batch().len();
         self.dirty.settle(true);
-        let (machine, action) = Commit::of_copies(copies.len(), self.is_merging());
+        let (machine, action) = Commit::of_copies(nr, self.is_merging());
         Retired {
             file: self.top,
             alloc: std::mem::replace(&mut self.alloc, alloc),

@@ -129,7 +129,7 @@ impl Engine<'_> {
             Coverage::Part
         };
         let (top, found) = (self.top_level(), self.found(range.cluster));
-        let is_base = self.files.len() == 1 && !self.cfg.below;
+        let is_base = self.files.len() == 1 && !self.cfg.below && !self.files[0].is_raw;
         let task = &mut self.tasks[i];
         task.wait = Wait::Closed;
         match &mut task.job {
