@@ -524,6 +524,7 @@ unsigned int ploop_freeze_start(struct request_queue *q)
 {
 	unsigned int flags = memalloc_noio_save();
 
+	trace_ploop_hold(q->disk->first_minor / q->disk->minors, true);
 	blk_freeze_queue_start(q);
 	return flags;
 }
@@ -537,6 +538,7 @@ bool ploop_freeze_wait(struct request_queue *q, unsigned int ms)
 void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags)
 {
 	blk_mq_unfreeze_queue(q, flags);
+	trace_ploop_hold(q->disk->first_minor / q->disk->minors, false);
 }
 
 /*

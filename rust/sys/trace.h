@@ -93,6 +93,21 @@ TRACE_EVENT(ploop_space,
 		  __entry->result)
 );
 
+/* The queue takes no request from now on, or does so again. */
+TRACE_EVENT(ploop_hold,
+	TP_PROTO(u32 device, bool held),
+	TP_ARGS(device, held),
+	TP_STRUCT__entry(
+		__field(u32, device)
+		__field(bool, held)
+	),
+	TP_fast_assign(
+		__entry->device = device;
+		__entry->held = held;
+	),
+	TP_printk("ploop%u: %d", __entry->device, __entry->held)
+);
+
 #endif
 
 #undef TRACE_INCLUDE_PATH

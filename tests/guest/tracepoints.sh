@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The tracepoints of the slow path say what happened: a slot for a first write, a
 # copy for a write over a lower delta, a slot lost to a discard, commits and growth;
-# nothing for an overwrite.
+# nothing for an overwrite; and when the queue is held.
 . "$(dirname "$0")/lib.sh"
 
 trace=/sys/kernel/tracing
@@ -32,7 +32,8 @@ seen=$(traced blkdiscard -l 1M "$device")
 grep -q 'ploop_unmap: ploop0 cluster 0 slot 1$' <<<"$seen" || die "discard: $seen"
 put 4k 256
 ploopctl create -s 64M "$SCRATCH/1.img" >/dev/null
-plooptest snapshot "$device" "$SCRATCH/1.img"
+seen=$(traced plooptest snapshot "$device" "$SCRATCH/1.img")
+grep -A1 "ploop_hold: ploop0: 1$" <<<"$seen" | grep -q "ploop_hold: ploop0: 0$" || die "snapshot: $seen"
 seen=$(traced put 4k 257)
 grep -qE 'ploop_copy: ploop0 level 0 slot [12] to slot 1: 0$' <<<"$seen" || die "copy: $seen"
 echo 0 >"$trace/events/ploop/enable"
