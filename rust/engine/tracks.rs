@@ -178,6 +178,12 @@ impl Tracks {
         )
     }
 
+    /// Whether anybody wants to be told of what is written. Any context.
+    #[inline]
+    pub(super) fn is_noting(&self) -> bool {
+        self.image.is_some() || self.noted.is_some()
+    }
+
     /// Bytes of the top's image file were written. Any context.
     pub(super) fn image_written(&self, bytes: &Range<u64>) {
         self.image.with(|image| {

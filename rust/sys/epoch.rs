@@ -95,6 +95,7 @@ impl<T> Guarded<T> {
     }
 
     /// Whether there is a value.
+    #[inline]
     pub(crate) fn is_some(&self) -> bool {
         !self.at.load(Relaxed).is_null()
     }
