@@ -54,20 +54,24 @@ disarm() {
     local interval
     interval=$(<"$faults/$1/interval")
     if (($(<"$faults/$1/times") > 0)); then
-        retry 60 spend "$1"
+        retry "$(limit 100)" spend "$1" || die "the fault of $1 is left"
         counted[$1]=$interval
         return 1
     fi
     counted[$1]=$interval
 }
 
-# spend KIND: allocations by the module, until one fails.
+# spend KIND: allocations by the module, some hundreds of them, until one fails.
 spend() {
-    plooptest attach-raw "$TEST_DIR/nothing" >/dev/null 2>&1 || true
+    local other
+    if other=$(ploopctl attach "$SCRATCH/spend.img" 2>/dev/null); then
+        other=$(grep -oE '/dev/ploop[0-9]+' <<<"$other" | head -n 1)
+        ploopctl detach "$other" >/dev/null 2>&1 || detach "$other"
+    fi
     (($(<"$faults/$1/times") == 0))
 }
 
 # shellcheck disable=SC2034 # for fault-ops
 kinds=(failslab fail_page_alloc) size=$((3 << 20)) step=2 excuse='errno 12$|os error 12\)|Cannot allocate memory|Out of memory' may_poison=0
-: >"$TEST_DIR/nothing"
+ploopctl create -s 64M -b 64K "$SCRATCH/spend.img" >/dev/null
 . "$(dirname "$0")/fault-ops"
