@@ -9,7 +9,7 @@
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}
-seconds=$(share 25 1000)
+seconds=$(share 25 1200)
 note "seed $seed, $seconds s on $(nproc) processors"
 RANDOM=$seed
 scratch_fs ext4
