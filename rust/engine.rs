@@ -408,6 +408,11 @@ impl<D: Disk> Engine<D> {
 
     /// Notes what a write has changed, perhaps, also if it failed.
     fn written(rq: &mut Request<D>, result: Result<(), &Error>) {
+        // One past the file system syncs nothing.
+        if rq.pdu().is_straight && !rq.driver().tracks().is_noting() {
+            rq.pdu().is_straight = false;
+            return;
+        }
         let (disk, len) = (rq.pos(), rq.len() as u64);
         let (pos, is_sync) = match rq.pdu().phase {
             Phase::Moving { pos, sync, .. } => (Some(pos), sync == Sync::Data),

@@ -40,6 +40,8 @@ pub struct Group {
     within: u64,
     /// The blocks, as bits.
     pub wanted: u64,
+    /// The block after the last of them, in the file.
+    next: u64,
     /// All that the group has.
     all: u64,
 }
@@ -100,7 +102,7 @@ impl Layout {
         let (mut next, end) = Self::blocks(range);
         core::iter::from_fn(move || {
             let group = self.group(next, end)?;
-            next += u64::from(group.wanted.count_ones());
+            next = group.next;
             Some(group)
         })
     }
@@ -111,8 +113,8 @@ impl Layout {
         (range.start >> BLOCK_LOG, range.end.div_ceil(1 << BLOCK_LOG))
     }
 
-    /// The group of block number `next`, with the blocks from there to `end`.
-    #[inline]
+    /// The group of block number `next`, with the blocks from there to `end`. Every request looks for one.
+    #[inline(always)]
     fn group(self, next: u64, end: u64) -> Option<Group> {
         if next >= end {
             return None;
@@ -135,6 +137,7 @@ impl Layout {
             first,
             within: nr * GROUP,
             wanted: ones(to) & !ones(from),
+            next: first + to,
             all: ones(group_blocks),
         })
     }
@@ -148,29 +151,40 @@ impl Layout {
     /// piece. `word` gives the words.
     #[inline]
     pub fn find(self, range: &Range<u64>, word: impl Fn(u32) -> u64) -> Option<u64> {
-        let (mut next, end) = Self::blocks(range);
-        // Mostly there is one.
-        let mut group = self.group(next, end)?;
+        let (begin, end) = Self::blocks(range);
+        let group = self.group(begin, end)?;
         let found = group.known(&word)?;
-        let mut expected = found;
-        loop {
-            let nr = u64::from(group.wanted.count_ones());
-            (next, expected) = (next + nr, expected + nr * BLOCK_SECTORS);
-            if next >= end {
-                let within = (range.start % (1 << BLOCK_LOG)) >> 9;
-                return Some(found + within);
-            }
-            group = self.group(next, end)?;
+        // Mostly it is the only one.
+        if group.next < end {
+            let expected = found + (group.next - begin) * BLOCK_SECTORS;
+            self.find_rest(group.next..end, expected, word)?;
+        }
+        Some(found + ((range.start % (1 << BLOCK_LOG)) >> 9))
+    }
+
+    /// Nothing unless all of some blocks is known, and `expected` is their first sector.
+    #[inline(never)]
+    fn find_rest(
+        self,
+        blocks: Range<u64>,
+        mut expected: u64,
+        word: impl Fn(u32) -> u64,
+    ) -> Option<()> {
+        let Range { mut start, end } = blocks;
+        while let Some(group) = self.group(start, end) {
             if group.known(&word)? != expected {
                 return None;
             }
+            expected += (group.next - start) * BLOCK_SECTORS;
+            start = group.next;
         }
+        Some(())
     }
 }
 
 impl Group {
     /// The sector of the first block wanted, if all are known.
-    #[inline]
+    #[inline(always)]
     fn known(&self, word: impl Fn(u32) -> u64) -> Option<u64> {
         let place = Place::from_bits(word(self.place))?;
         let is_known = word(self.bits) & self.wanted == self.wanted;
