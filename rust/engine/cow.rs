@@ -9,7 +9,7 @@
 
 use super::{is_no_space, lockout::wake, Disk, Engine, Phase};
 use crate::sys::{
-    mq::{Request, RequestList},
+    mq::{Op, Request, RequestList},
     pages::{PageBuf, PAGE_BYTES},
     prelude::*,
     trace,
@@ -24,6 +24,9 @@ use ploop_pure::{
 pub(super) const COPIES_MAX: usize = 4;
 /// Pages of a buffer.
 const BUF_PAGES: usize = 64;
+/// What a write covers in the middle of its cluster is copied, too, if it is not more than this: one I/O
+/// takes less than two.
+const MIDDLE_MAX: u64 = 16 << 10;
 
 /// The buffers of a chain that has lower deltas.
 pub(super) fn buffers() -> Result<KVec<PageBuf>> {
@@ -78,9 +81,9 @@ impl<D: Disk> Engine<D> {
         let tail = (end - end % page)..size;
         let copied = match self.clone_slot(copy) {
             true => Ok(()),
-            false => self
-                .copy_range(copy, head, &mut buf)
-                .and_then(|()| self.copy_range(copy, tail, &mut buf)),
+            // Zeros would make a hole there again.
+            false if rq.op() == Op::Write => self.copy_around(copy, head, tail, &mut buf),
+            false => self.copy_both(copy, head, tail, &mut buf),
         };
         self.give_buffer_back(buf);
         self.slot_written(copy.to);
@@ -97,6 +100,36 @@ impl<D: Disk> Engine<D> {
             }
         };
         Some((rq, event))
+    }
+
+    /// Copies `head` and `tail` of the cluster, which are its begin and its end.
+    fn copy_both(
+        &self,
+        copy: Copy,
+        head: Range<u64>,
+        tail: Range<u64>,
+        buf: &mut PageBuf,
+    ) -> Result {
+        self.copy_range(copy, head, buf)?;
+        self.copy_range(copy, tail, buf)
+    }
+
+    /// The same, perhaps with what is between them, which is written after this.
+    fn copy_around(
+        &self,
+        copy: Copy,
+        head: Range<u64>,
+        tail: Range<u64>,
+        buf: &mut PageBuf,
+    ) -> Result {
+        let is_middle = !head.is_empty() && !tail.is_empty();
+        if is_middle && tail.start.saturating_sub(head.end) <= MIDDLE_MAX {
+            // Perhaps only what need not be copied cannot be read.
+            if self.copy_range(copy, head.start..tail.end, buf).is_ok() {
+                return Ok(());
+            }
+        }
+        self.copy_both(copy, head, tail, buf)
     }
 
     fn give_buffer_back(&self, buf: PageBuf) {

@@ -34,12 +34,13 @@ same() {
     expect_same_bytes "$device" "$TEST_DIR/model"
 }
 
-# In the middle of clusters 16 and 20.
-below "0 $((16 * 128 + 64)) linear $disk 0
-$((16 * 128 + 64)) 8 error
-$((16 * 128 + 72)) $((4 * 128 - 8)) linear $disk $((16 * 128 + 72))
-$((20 * 128 + 64)) 8 error
-$((20 * 128 + 72)) $((sectors - 20 * 128 - 72)) linear $disk $((20 * 128 + 72))"
+# In the middle of clusters 16, 20 and 24.
+table='' from=0
+for bad in $((16 * 128 + 64)) $((20 * 128 + 64)) $((24 * 128 + 64)); do
+    table+="$from $((bad - from)) linear $disk $from"$'\n'"$bad 8 error"$'\n'
+    from=$((bad + 8))
+done
+below "$table$from $((sectors - from)) linear $disk $from"
 drop_caches
 for at in $((16 * c)) $((20 * c + 4096)); do
     ! put "$at" 512 || die "a write succeeded without its copy"
@@ -48,7 +49,8 @@ done
 put $((17 * c + 512)) 512
 # What is not to be copied need not be read.
 put $((16 * c)) $c
-for at in 16 17 18; do
+put $((24 * c + 32768)) 4096
+for at in 16 17 18 24; do
     cmp -n $c -i $((at * c)) "$device" "$TEST_DIR/model" >&2 || die "cluster $at is wrong"
 done
 cmp -n 32768 -i $((20 * c)) "$device" "$TEST_DIR/model" >&2 || die "cluster 20 is wrong"
