@@ -428,9 +428,6 @@ impl<D: Disk> Engine<D> {
         if is_sync && !is_lost {
             tracks.fua.succeeds();
         }
-        if !tracks.is_noting() {
-            return;
-        }
         if let Some(pos) = pos {
             tracks.image_written(&(pos..pos.saturating_add(len)));
         }

@@ -72,11 +72,12 @@ unsigned long ploop_totalram_bytes(void)
 	return totalram_pages() << PAGE_SHIFT;
 }
 
-#define PLOOP_IO_FLAGS (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO | PF_MEMALLOC)
+#define PLOOP_IO_FLAGS (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO)
 
 /*
- * Memory that is needed for a page that is swapped comes from the kernel's reserves: it may be what
- * makes memory come free, and would wait for that for ever.
+ * A page that is swapped gets nothing from the kernel's reserves: file systems may not ask for memory
+ * without fail then, and bios have none there. What it needs of its own is in the request; but only
+ * past the file system is that enough, see docs/hazards.md.
  */
 void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio)
 {
@@ -85,7 +86,7 @@ void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio)
 	scope->flags = current->flags & PLOOP_IO_FLAGS;
 	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
 	if (bio && (bio->bi_opf & REQ_SWAP))
-		current->flags |= PF_MEMALLOC;
+		pr_notice_once("ploop: swapping through a file system can hang without memory; bdev=1 does not\n");
 	scope->memcg_css = NULL;
 	scope->old_memcg = NULL;
 #ifdef CONFIG_BLK_CGROUP

@@ -6,6 +6,7 @@
 # that are made and merged, and it grows. Nothing hangs, and memory and files hold what was put there.
 # timeout: 600
 # memory: 384
+# module: bdev=1
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs ext4
@@ -20,6 +21,11 @@ new files 512
 swap=$(attach "$SCRATCH-1/swap.img")
 dd if=/dev/urandom of="$swap" bs=1M oflag=direct count=$((ram * 3 / 2)) status=none
 sync
+# From here on its blocks are known, and swapped pages need no memory on their way.
+dd if="$swap" of=/dev/null bs=1M iflag=direct status=none
+echo 0 >/sys/module/ploop/parameters/bdev
+pstat() { cat "/sys/block/${swap##*/}/pstat/$1"; }
+total=$(pstat total_bios) past=$(pstat inline_bios)
 files=$(attach "$SCRATCH/files.img")
 mkswap -q "$swap" || mkswap "$swap" >/dev/null
 swapon "$swap"
@@ -75,6 +81,9 @@ while alive "$hog" || alive "$writer"; do
 done
 wait "$hog" || die 'memory that was swapped is wrong'
 wait "$writer" || die 'a file written under pressure is wrong'
+total=$(($(pstat total_bios) - total)) past=$(($(pstat inline_bios) - past))
+note "$past of $total requests of the swap disk past the file system"
+((past * 10 >= total * 9)) || die 'swapped through the file system'
 note "$count rounds of snapshots; $(awk '$1 == "pswpout" { print $2 }' /proc/vmstat) pages swapped out"
 (($(awk '$1 == "pswpout" { print $2 }' /proc/vmstat) > ram * 25)) || die 'nothing was swapped'
 swapoff "$swap"
