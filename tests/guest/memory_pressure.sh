@@ -24,7 +24,7 @@ sync
 # From here on its blocks are known, and swapped pages need no memory on their way.
 dd if="$swap" of=/dev/null bs=1M iflag=direct status=none
 echo 0 >/sys/module/ploop/parameters/bdev
-pstat() { cat "/sys/block/${swap##*/}/pstat/$1"; }
+pstat() { cat "/sys/block/${swap##*/}/pstate/$1"; }
 total=$(pstat total_bios) past=$(pstat inline_bios)
 files=$(attach "$SCRATCH/files.img")
 mkswap -q "$swap" || mkswap "$swap" >/dev/null
