@@ -54,7 +54,7 @@ disarm() {
     local interval
     interval=$(<"$faults/$1/interval")
     if (($(<"$faults/$1/times") > 0)); then
-        retry "$(limit 100)" spend "$1" || die "the fault of $1 is left"
+        retry 100 spend "$1" || die "the fault of $1 is left"
         counted[$1]=$interval
         return 1
     fi

@@ -96,9 +96,9 @@ expect_log() {
 # The kernel log since the test began.
 test_log() { dmesg | awk -v mark="ploop-test: begin $TEST_NAME" 'index($0, mark) { text = ""; next } { text = text $0 "\n" } END { printf "%s", text }'; }
 
-# retry SECONDS CMD...: until it succeeds; status 1 when it never does.
+# retry SECONDS CMD...: until it succeeds, for longer on a slow machine; status 1 when it never does.
 retry() {
-    local end=$((SECONDS + $1))
+    local end=$((SECONDS + $1 * TIME_FACTOR))
     shift
     until "$@"; do
         ((SECONDS < end)) || { echo "still failing: $*" >&2; return 1; }
