@@ -9,9 +9,11 @@
 # folder esp/ with shim and GRUB, which get the kernel and its command line.
 # With LOSSY set, the path of a socket, scratch disk 0 is the one served there and keeps
 # what was flushed, and the others are left as the guest before had them.
+# With files in `namespaces` they are others of the root's NVMe disk, which makes zeros by itself. Which of them
+# the kernel finds first is chance, mostly the root; else the guest does not come up, and is booted again.
 # shellcheck disable=SC2154 # out, cache: lib.sh
 
-machine_pid=''
+machine_pid='' namespaces=()
 
 # kernel and root image and accelerator, once per run.
 machine_prepare() {
@@ -22,7 +24,7 @@ machine_prepare() {
 
 # machine_options DIR PAYLOAD: fills `options`.
 machine_options() {
-    local dir=$1 payload=$2 disk file cache_mode
+    local dir=$1 payload=$2 disk file cache_mode nsid=1
     # shellcheck disable=SC2054 # commas are QEMU's
     options=(
         -M q35 "${accel[@]}" -smp "${SMP:-2}" -m "${MEM:-2048}"
@@ -33,6 +35,16 @@ machine_options() {
         -drive "file=$payload,format=raw,if=none,id=payload,readonly=on"
         -device virtio-blk-pci,drive=payload,serial=payload
     )
+    if ((${#namespaces[@]} > 0)); then
+        options=("${options[@]/#nvme,drive=root,serial=root/nvme,id=nvme,serial=root}" -device nvme-ns,drive=root,bus=nvme,nsid=1)
+    fi
+    for file in "${namespaces[@]}"; do
+        nsid=$((nsid + 1))
+        options+=(
+            -drive "file=$file,format=raw,if=none,id=namespace$nsid,cache=unsafe,discard=unmap"
+            -device "nvme-ns,drive=namespace$nsid,bus=nvme,nsid=$nsid"
+        )
+    done
     for disk in scratch0 scratch1 scratch2 results; do
         file=$dir/$disk.raw cache_mode=unsafe
         if [[ -n ${LOSSY-} && $disk == scratch0 ]]; then
