@@ -36,7 +36,7 @@ machine_options() {
         -device virtio-blk-pci,drive=payload,serial=payload
     )
     if ((${#namespaces[@]} > 0)); then
-        options=("${options[@]/#nvme,drive=root,serial=root/nvme,id=nvme,serial=root}" -device nvme-ns,drive=root,bus=nvme,nsid=1)
+        options=("${options[@]/#nvme,drive=root,serial=root/nvme,id=nvme,serial=root}" -device "nvme-ns,drive=root,bus=nvme,nsid=1")
     fi
     for file in "${namespaces[@]}"; do
         nsid=$((nsid + 1))
