@@ -81,9 +81,7 @@ impl<D: Disk> Engine<D> {
         let tail = (end - end % page)..size;
         let copied = match self.clone_slot(copy) {
             true => Ok(()),
-            // Zeros would make a hole there again.
-            false if rq.op() == Op::Write => self.copy_around(copy, head, tail, &mut buf),
-            false => self.copy_both(copy, head, tail, &mut buf),
+            false => self.copy_around(copy, head, tail, rq.op(), &mut buf),
         };
         self.give_buffer_back(buf);
         self.slot_written(copy.to);
@@ -102,34 +100,25 @@ impl<D: Disk> Engine<D> {
         Some((rq, event))
     }
 
-    /// Copies `head` and `tail` of the cluster, which are its begin and its end.
-    fn copy_both(
-        &self,
-        copy: Copy,
-        head: Range<u64>,
-        tail: Range<u64>,
-        buf: &mut PageBuf,
-    ) -> Result {
-        self.copy_range(copy, head, buf)?;
-        self.copy_range(copy, tail, buf)
-    }
-
-    /// The same, perhaps with what is between them, which is written after this.
+    /// Copies `head` and `tail` of the cluster, which are its begin and its end; perhaps with what is
+    /// between them, which `op` changes after this.
     fn copy_around(
         &self,
         copy: Copy,
         head: Range<u64>,
         tail: Range<u64>,
+        op: Op,
         buf: &mut PageBuf,
     ) -> Result {
-        let is_middle = !head.is_empty() && !tail.is_empty();
-        if is_middle && tail.start.saturating_sub(head.end) <= MIDDLE_MAX {
-            // Perhaps only what need not be copied cannot be read.
-            if self.copy_range(copy, head.start..tail.end, buf).is_ok() {
-                return Ok(());
-            }
+        let is_small = tail.start.saturating_sub(head.end) <= MIDDLE_MAX;
+        // Zeros would make a hole there again.
+        let joins = op == Op::Write && is_small && !head.is_empty() && !tail.is_empty();
+        if joins && self.copy_range(copy, head.start..tail.end, buf).is_ok() {
+            return Ok(());
         }
-        self.copy_both(copy, head, tail, buf)
+        // Perhaps only what need not be copied could not be read.
+        self.copy_range(copy, head, buf)?;
+        self.copy_range(copy, tail, buf)
     }
 
     fn give_buffer_back(&self, buf: PageBuf) {
