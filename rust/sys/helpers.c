@@ -76,8 +76,7 @@ unsigned long ploop_totalram_bytes(void)
 
 /*
  * A page that is swapped gets nothing from the kernel's reserves: file systems may not ask for memory
- * without fail then, and bios have none there. What it needs of its own is in the request; but only
- * past the file system is that enough, see docs/hazards.md.
+ * without fail then, and bios have none there.
  */
 void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio)
 {
@@ -85,8 +84,6 @@ void ploop_io_enter(struct ploop_io_scope *scope, struct bio *bio)
 
 	scope->flags = current->flags & PLOOP_IO_FLAGS;
 	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
-	if (bio && (bio->bi_opf & REQ_SWAP))
-		pr_notice_once("ploop: swapping through a file system can hang without memory; bdev=1 does not\n");
 	scope->memcg_css = NULL;
 	scope->old_memcg = NULL;
 #ifdef CONFIG_BLK_CGROUP

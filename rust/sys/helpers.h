@@ -30,6 +30,7 @@ static const blk_features_t PLOOP_CONST_BLK_FEAT_IO_STAT = BLK_FEAT_IO_STAT;
 static const blk_features_t PLOOP_CONST_BLK_FEAT_NOWAIT = BLK_FEAT_NOWAIT;
 static const blk_opf_t PLOOP_CONST_REQ_OP_MASK = REQ_OP_MASK;
 static const blk_opf_t PLOOP_CONST_REQ_FUA = REQ_FUA;
+static const blk_opf_t PLOOP_CONST_REQ_SWAP = REQ_SWAP;
 static const blk_opf_t PLOOP_CONST_REQ_NOUNMAP = REQ_NOUNMAP;
 static const blk_opf_t PLOOP_CONST_REQ_PREFLUSH = REQ_PREFLUSH;
 static const blk_opf_t PLOOP_CONST_REQ_NOWAIT = REQ_NOWAIT;

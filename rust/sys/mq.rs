@@ -15,7 +15,7 @@ use super::{
     blocks::Blocks,
     compat,
     epoch::Epoch,
-    file::{self, File},
+    file::{self, File, Kind},
     frozen::Handler,
     segments::Segments,
     work::Workqueue,
@@ -30,6 +30,7 @@ use core::{
 use kernel::{
     alloc::flags,
     error::to_result,
+    pr_notice_once,
     prelude::*,
     static_lock_class,
     sync::atomic::{Atomic, Full, Relaxed},
@@ -301,6 +302,10 @@ impl<D: Driver> Request<D> {
             Ok(iocb) => iocb,
             Err(e) => return D::io_done(self, Err(e)),
         };
+        // A page needs bios of the pool that its own comes from; see docs/hazards.md.
+        if field!(self, cmd_flags) & bindings::REQ_SWAP != 0 && file.kind() == Kind::Regular {
+            pr_notice_once!("swap goes through an image's file system, and can hang without memory; with bdev=1 it does not\n");
+        }
         let mut iter = self.data_iter(dir, skip);
         let pdu = self.raw_pdu();
         let bio = field!(self, bio);
