@@ -41,7 +41,6 @@ impl Recovery<'_> {
         let want = contents(self.cfg, chain);
         let file = |f: &Found| File {
             header: f.header,
-            disk: Disk::new(f.image.clone(), self.cfg.piece_sectors),
             ..self.cfg.reopened(f.clone())
         };
         let mut files: Vec<_> = chain.iter().map(file).collect();
