@@ -25,19 +25,20 @@ machine_prepare() {
 # machine_options DIR PAYLOAD: fills `options`.
 machine_options() {
     local dir=$1 payload=$2 disk file cache_mode nsid=1
+    # Only the root is on NVMe: several disks are probed in any order.
+    local nvme=(-device "nvme,drive=root,serial=root")
+    if ((${#namespaces[@]} > 0)); then
+        nvme=(-device "nvme,id=nvme,serial=root" -device "nvme-ns,drive=root,bus=nvme,nsid=1")
+    fi
     # shellcheck disable=SC2054 # commas are QEMU's
     options=(
         -M q35 "${accel[@]}" -smp "${SMP:-2}" -m "${MEM:-2048}"
         -nodefaults -no-user-config -no-reboot -display none
-        # Only the root is on NVMe: several are probed in any order.
         -drive "file=$root_image,format=raw,if=none,id=root,snapshot=on"
-        -device nvme,drive=root,serial=root
+        "${nvme[@]}"
         -drive "file=$payload,format=raw,if=none,id=payload,readonly=on"
         -device virtio-blk-pci,drive=payload,serial=payload
     )
-    if ((${#namespaces[@]} > 0)); then
-        options=("${options[@]/#nvme,drive=root,serial=root/nvme,id=nvme,serial=root}" -device "nvme-ns,drive=root,bus=nvme,nsid=1")
-    fi
     for file in "${namespaces[@]}"; do
         nsid=$((nsid + 1))
         options+=(
