@@ -175,6 +175,12 @@ drop_caches() {
     echo 3 >/proc/sys/vm/drop_caches
 }
 
+# trace_fs: sets `trace`, where the kernel's tracepoints are.
+trace_fs() {
+    trace=/sys/kernel/tracing
+    mountpoint -q "$trace" || mount -t tracefs tracefs "$trace"
+}
+
 # --- ploop --------------------------------------------------------------------
 
 # attach ARGUMENTS...: ploopctl attach; prints the device's path.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 # Memory is short, and the only way out is through our disks: a program that dirties more
-# memory than there is, swapped to one, all of whose clusters were written before, and a writer in
-# a small memory cgroup through the page cache of a file system on another. Meanwhile snapshots of
+# memory than there is, swapped to one past the file system of its image, all of whose clusters were
+# written before, and a writer in a small memory cgroup through the page cache of a file system on another. Meanwhile snapshots of
 # that are made and merged, and it grows. Nothing hangs, and memory and files hold what was put there.
 # timeout: 600
 # memory: 384

@@ -4,16 +4,16 @@
 # much of the index is dirty and whatever is being written. What has to be made durable is so before or after.
 . "$(dirname "$0")/lib.sh"
 
-trace=/sys/kernel/tracing
-mountpoint -q "$trace" || mount -t tracefs tracefs "$trace"
+trace_fs
 scratch_fs ext4
 host=$(findmnt -no SOURCE "$SCRATCH")
 host=$(lsblk -dno MAJ:MIN "$host" | tr -d ' ' | tr : ,)
 # 200 pages of index.
 ploopctl create -s 12G -b 64K "$SCRATCH/0.img" >/dev/null
 device=$(attach "$SCRATCH/0.img")
-events=(ploop/ploop_hold ploop/ploop_commit ext4/ext4_sync_file_enter block/block_bio_queue)
+events=(ploop/ploop_hold ext4/ext4_sync_file_enter block/block_bio_queue)
 for event in "${events[@]}"; do echo 1 >"$trace/events/$event/enable"; done
+size=$(grep -oE '[0-9]+' "$trace/buffer_size_kb" | tail -n 1)
 echo 20000 >"$trace/buffer_size_kb"
 echo 0 >"$trace/tracing_on"
 
@@ -46,6 +46,7 @@ for ((round = 1; round <= 3; round++)); do
     ((held_writes <= 1)) || die 'pages of the index were written while the queue was held'
 done
 for event in "${events[@]}"; do echo 0 >"$trace/events/$event/enable"; done
+echo "$size" >"$trace/buffer_size_kb"
 echo 1 >"$trace/tracing_on"
 detach "$device"
 ploopctl check "$SCRATCH/0.img" >&2

@@ -5,8 +5,7 @@
 # nothing for an overwrite; and when the queue is held.
 . "$(dirname "$0")/lib.sh"
 
-trace=/sys/kernel/tracing
-mountpoint -q "$trace" || mount -t tracefs tracefs "$trace"
+trace_fs
 [[ -d $trace/events/ploop ]] || die "no events/ploop in tracefs"
 scratch_fs ext4
 ploopctl create -s 64M "$SCRATCH/0.img" >/dev/null
