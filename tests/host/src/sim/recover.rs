@@ -4,7 +4,7 @@
 //! reads as before, and can be repaired in its turn.
 
 use super::blocks::{header_words, Blocks};
-use super::disk::{Disk, Image};
+use super::disk::Image;
 use super::engine::File;
 use super::judge::{contents, found, Found};
 use super::{Config, Fault, Tried};
