@@ -18,7 +18,7 @@ system_prepare() {
     trap 'machine_stop now; rm -rf "$dir"' EXIT
     trap 'exit 130' INT TERM
     mkdir -p "$dir/payload/debs"
-    cp "$top/qemu/guest/system-lib.sh" "$dir/payload"
+    cp "$top"/{qemu/guest/system-lib.sh,tests/guest/kernel-log} "$dir/payload"
     cp "$top/qemu/guest/$area-test" "$dir/payload/test"
     cp "$out/test-debs"/{ploopctl,"ploop-modules-$abi"}_*.deb "$dir/payload/debs"
 }

@@ -4,6 +4,7 @@
 #   ok NAME | FAIL NAME REASON     of each check
 export PATH=/usr/sbin:/usr/bin LC_ALL=C.UTF-8
 state=/var/lib/ploop-test
+. /payload/kernel-log
 mkdir -p "$state"
 until [[ -e /dev/virtio-ports/ploop ]]; do sleep 0.2; done
 
@@ -21,5 +22,3 @@ check() {
         return 1
     fi
 }
-
-log_is_clean() { ! dmesg | grep -E 'BUG|WARNING|Oops|KFENCE|ploop: leak|blocked for more than'; }
