@@ -26,9 +26,7 @@ mod write;
 use crate::{
     chain::{check_memory, Chain, Used},
     format::Format,
-    io::bdev::DiskShape,
     sys::{
-        self,
         mq::{Driver, Op, Request, RequestList, Sync},
         pages::PageBuf,
         prelude::*,
@@ -40,7 +38,7 @@ use ploop_pure::{
     flow::{self, Action, Event, Settled, Write},
     index::DirtyPages,
     map::Place,
-    units::{Cluster, ImageCluster, Level, SECTOR_BYTES},
+    units::{Cluster, ImageCluster, Level},
 };
 
 use index_wb::Copies;
@@ -491,21 +489,13 @@ impl<D: Disk> Engine<D> {
         if rq.op() == Op::Write && delta.io().ends_before(end) {
             return Self::io_done(rq, Err(EIO));
         }
-        // For those that follow.
-        if self.may_inline && (level == self.chain.top_level() || !sys::proc::is_wanted()) {
-            delta.io().learn(&(pos..end), self.disk_shape());
-        }
+        let Some(rq) = self.try_straight(rq, delta.io(), pos..end) else {
+            return;
+        };
         if rq.op() == Op::Write && sync == Sync::Data {
             self.shared.tracks.fua.begins();
         }
         delta.io().submit(rq, pos + moved as u64, moved, sync);
-    }
-
-    fn disk_shape(&self) -> DiskShape {
-        DiskShape {
-            cluster_log: self.chain.cluster().log_bytes(),
-            bytes: self.chain.size_sectors().saturating_mul(SECTOR_BYTES),
-        }
     }
 
     /// Whether the disk may be written.

@@ -3,14 +3,19 @@
 //! allocation or worker.
 
 use super::{Disk, Engine, Extent, Phase};
-use crate::sys::{
-    mq::{Op, Request, Sync},
-    prelude::*,
+use crate::{
+    io::{bdev::DiskShape, Io},
+    sys::{
+        self,
+        mq::{Op, Request, Sync},
+        prelude::*,
+    },
 };
+use core::ops::Range;
 use ploop_pure::{
     flow::{Action, Durability, Event, Write},
     map::Place,
-    units::Level,
+    units::{Level, SECTOR_BYTES},
 };
 
 impl<D: Disk> Engine<D> {
@@ -39,17 +44,57 @@ impl<D: Disk> Engine<D> {
         let cmd = rq.pdu();
         cmd.extent = extent;
         cmd.write = write;
-        cmd.is_straight = true;
         let sync = Sync::No;
         cmd.phase = Phase::Moving { level, pos, sync };
-        let Some(mut rq) = io.submit_inline(rq, pos) else {
+        let Some(mut rq) = self.submit_straight(rq, io, pos) else {
             self.shared.stats.requests.add(1, Relaxed);
-            self.shared.stats.inline.add(1, Relaxed);
             return None;
         };
         // A worker may be waiting until nobody is inside, and we wait for a worker.
         rq.leave();
         rq.pdu().arrive();
+        Some(rq)
+    }
+
+    /// Finds out where a range of an image is on the device, for a request that a worker is to move
+    /// there and for those that follow, and carries it out past the file system if that can be done
+    /// now: a worker has all of its stack, and no plug. Else gives it back as it was.
+    pub(super) fn try_straight(
+        &self,
+        mut rq: Request<D>,
+        io: &Io,
+        range: Range<u64>,
+    ) -> Option<Request<D>> {
+        let Phase::Moving { level, sync, .. } = rq.pdu().phase else {
+            return Some(rq);
+        };
+        if !self.may_inline || (level != self.chain.top_level() && sys::proc::is_wanted()) {
+            return Some(rq);
+        }
+        io.learn(&range, self.disk_shape());
+        let cmd = rq.pdu();
+        let holds_lock = cmd.write.is_some_and(|w| w.holds_lock());
+        // Who must not wait would come back again and again.
+        if sync == Sync::Data || holds_lock || cmd.moved != 0 || rq.is_nowait() {
+            return Some(rq);
+        }
+        self.submit_straight(rq, io, range.start)
+    }
+
+    fn disk_shape(&self) -> DiskShape {
+        DiskShape {
+            cluster_log: self.chain.cluster().log_bytes(),
+            bytes: self.chain.size_sectors().saturating_mul(SECTOR_BYTES),
+        }
+    }
+
+    fn submit_straight(&self, mut rq: Request<D>, io: &Io, pos: u64) -> Option<Request<D>> {
+        rq.pdu().is_straight = true;
+        let Some(mut rq) = io.submit_inline(rq, pos) else {
+            self.shared.stats.inline.add(1, Relaxed);
+            return None;
+        };
+        rq.pdu().is_straight = false;
         Some(rq)
     }
 

@@ -190,6 +190,11 @@ impl<D: Driver> Request<D> {
         field!(self, cmd_flags) & bindings::REQ_FUA != 0
     }
 
+    /// Whether it is to fail with EAGAIN rather than wait.
+    pub(crate) fn is_nowait(&self) -> bool {
+        field!(self, cmd_flags) & bindings::REQ_NOWAIT != 0
+    }
+
     /// Whether zeros are to keep the space that they take.
     pub(crate) fn keeps_space(&self) -> bool {
         field!(self, cmd_flags) & bindings::REQ_NOUNMAP != 0

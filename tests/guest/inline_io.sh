@@ -142,7 +142,10 @@ now=$(inline)
 timeout -s KILL "$(limit 100)" fio --name=both --filename="$device:$(scratch_disk)" --file_service_type=roundrobin:1 --direct=1 --ioengine=libaio \
     --iodepth=8 --iodepth_batch_submit=8 --iodepth_batch_complete_min=8 --rw=randread --bs=4k --size=32M --number_ios=800 \
     >"$TEST_DIR/fio.log" 2>&1 || die "both at once: $(tail -3 "$TEST_DIR/fio.log")"
-note "$(($(inline) - now)) inline"
+# Half of the requests are of the other disk. What the plug keeps from going out at once goes out from a worker.
+now=$(($(inline) - now))
+note "$now inline"
+((now >= 390)) || die "of 400 only $now inline"
 echo "$before" >"$tags"
 
 note 'a snapshot, a merge'
