@@ -17,6 +17,9 @@ const ALIGN_MIN: Align = Align {
     memory: 512,
 };
 
+/// Bytes that a device is asked at once to make zero: other I/O to the file waits for that.
+const ZEROES_MAX: u64 = 8 << 20;
+
 /// An image in a file or on a block device.
 pub(crate) struct FileIo {
     /// The way past the file system, where there may be one. Dropped before the file.
@@ -131,7 +134,10 @@ impl FileIo {
     pub(crate) fn grow(&self, range: Range<u64>) -> Result {
         let is_unknown = |result: &Result| result.is_err_and(|e| Errno::OpNotSupp.is(e));
         self.change(range.clone(), |file| {
-            let mut result = file.allocate_written(range.clone());
+            let mut parts = range.clone().step_by(ZEROES_MAX as usize);
+            let mut result = parts.try_for_each(|start| {
+                file.allocate_written(start..range.end.min(start.saturating_add(ZEROES_MAX)))
+            });
             if is_unknown(&result) {
                 result = file.allocate(range.clone());
             }

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # Where the disk below makes zeros by itself, the space that an image grows by ahead is written,
 # not only allocated: to the file system a first write to a cluster is an overwrite, with nothing to
-# convert. Where it does not, the space is allocated as ever. Either way fresh clusters read as zeros.
+# convert; a part at a time, so that other I/O does not wait for long. Where it does not, the space is
+# allocated as ever. Either way fresh clusters read as zeros.
 . "$(dirname "$0")/lib.sh"
 
 modprobe -n scsi_debug 2>/dev/null || skip 'this kernel has no scsi_debug'
@@ -21,6 +22,22 @@ debug_disk() {
 
 # unwritten: blocks behind the image's index that are allocated, but not written.
 unwritten() { filefrag -v -b4096 "$image" | awk '/unwritten/ && $2 + 0 >= 256 { gsub(":", "", $6); sum += $6 } END { print sum + 0 }'; }
+
+# largest_zeroing: bytes that the disk was asked to make zero at once, at most, as it grows and grows.
+largest_zeroing() {
+    trace_fs
+    image=$SCRATCH/disk.img
+    ploopctl create -s 1G "$image" >/dev/null
+    device=$(attach "$image")
+    : >"$trace/trace"
+    echo 1 >"$trace/events/ext4/ext4_zero_range/enable"
+    # It grows by an eighth of its length.
+    tr '\0' x </dev/zero | dd of="$device" bs=1M count=150 iflag=fullblock oflag=direct status=none
+    detach "$device"
+    echo 0 >"$trace/events/ext4/ext4_zero_range/enable"
+    rm "$image"
+    grep -oP 'ext4_zero_range: .* len \K[0-9]+' "$trace/trace" | sort -n | tail -n 1
+}
 
 # first_writes: into old data, which must not show through.
 first_writes() {
@@ -53,6 +70,8 @@ first_writes() {
 mkdir -p "$SCRATCH"
 debug_disk lbpws=1 lbprz=1
 [[ $(<"/sys/block/${disk##*/}/queue/write_zeroes_unmap_max_hw_bytes") != 0 ]] || die 'the disk does not make zeros'
+# Whoever does I/O to the image waits for that.
+expect_same "$(largest_zeroing)" $((8 << 20)) 'bytes made zero at once'
 first_writes
 expect_same "$ahead" 0 'blocks that are not written'
 debug_disk
