@@ -73,9 +73,11 @@ impl<D: Disk> Engine<D> {
         }
         io.learn(&range, self.disk_shape());
         let cmd = rq.pdu();
-        let holds_lock = cmd.write.is_some_and(|w| w.holds_lock());
+        let (moved, holds_lock) = (cmd.moved, cmd.write.is_some_and(|w| w.holds_lock()));
+        // Only what ends with its I/O drops what the page cache has read in meanwhile.
+        let has_more = sync == Sync::Data || holds_lock || rq.is_fua();
         // Who must not wait would come back again and again.
-        if sync == Sync::Data || holds_lock || cmd.moved != 0 || rq.is_nowait() {
+        if moved != 0 || has_more || rq.has_nowait() {
             return Some(rq);
         }
         self.submit_straight(rq, io, range.start)

@@ -190,9 +190,19 @@ impl<D: Driver> Request<D> {
         field!(self, cmd_flags) & bindings::REQ_FUA != 0
     }
 
-    /// Whether it is to fail with EAGAIN rather than wait.
-    pub(crate) fn is_nowait(&self) -> bool {
-        field!(self, cmd_flags) & bindings::REQ_NOWAIT != 0
+    /// Whether some part of it is to fail with EAGAIN rather than wait. The block layer merges such bios
+    /// with others.
+    pub(crate) fn has_nowait(&self) -> bool {
+        let mut bio = self.first_bio();
+        while !bio.is_null() {
+            // SAFETY: A bio of an owned request.
+            let (flags, next) = unsafe { ((*bio).bi_opf, (*bio).bi_next) };
+            if flags & bindings::REQ_NOWAIT != 0 {
+                return true;
+            }
+            bio = next;
+        }
+        false
     }
 
     /// Whether zeros are to keep the space that they take.
