@@ -13,6 +13,7 @@
 mod cow;
 mod discard;
 pub(crate) mod events;
+mod gate;
 pub(crate) mod index_wb;
 mod inline;
 mod lockout;
@@ -41,6 +42,7 @@ use ploop_pure::{
     units::{Cluster, ImageCluster, Level},
 };
 
+use gate::Gate;
 use index_wb::Copies;
 use lockout::Waiters;
 pub(crate) use succeed::{Shared, Stats, Unfinished};
@@ -162,9 +164,9 @@ pub(crate) struct Engine<D: Disk> {
     rest: rest::Rest,
     #[pin]
     slow: SpinLock<Slow<D>>,
-    /// Held while the top of the engine before is being finished: commits wait for that.
+    /// Closed while the top of the engine before is being finished.
     #[pin]
-    pub(crate) gate: Mutex<()>,
+    pub(crate) gate: Gate,
     /// Held while the file grows: what it grows by is made zero.
     #[pin]
     growth: Mutex<()>,
@@ -283,7 +285,7 @@ impl<D: Disk> Engine<D> {
                 clones: Atomic::new(true),
                 rest: rest::Rest::stopped(),
                 slow <- new_spinlock!(slow),
-                gate <- new_mutex!(()),
+                gate <- Gate::new(),
                 growth <- new_mutex!(()),
                 commit <- new_mutex!(pages),
                 commit_now <- Work::new(Self::run_commit, static_lock_class!()),

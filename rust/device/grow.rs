@@ -151,7 +151,7 @@ impl Device {
         self.tracks.grow_points(size_bytes)?;
         let mut control = self.control.lock();
         // The first commit of the new engine is that of the header.
-        let gate = new.gate.lock();
+        let gate = new.gate.close();
         self.replace_engine(disk, old, &new, || {
             new.chain.share_words(&old.chain);
             old.hand_over(&new)

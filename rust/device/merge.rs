@@ -280,7 +280,7 @@ impl Device {
         let mut control = self.control.lock();
         // What the source hides is used again by the first write to it, and that waits for this: all of
         // the source has to be durable before.
-        let gate = new.gate.lock();
+        let gate = new.gate.close();
         let unfinished = self.replace_engine(disk, old, &new, || old.retire())?;
         control.engine = Some(new.clone());
         let committed = old.commit_retired(unfinished);
@@ -325,7 +325,7 @@ impl Device {
         let shared = old.shared().clone();
         let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
         let mut control = self.control.lock();
-        let gate = new.gate.lock();
+        let gate = new.gate.close();
         let top = new.chain.top_level();
         let slots = new.chain.slots_of(top)?;
         let (unfinished, used) = self.replace_engine(disk, old, &new, || {

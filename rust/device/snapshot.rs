@@ -124,7 +124,7 @@ impl Steps<'_> {
                 Action::CommitOld => self.old.commit(),
                 Action::Switch => {
                     // Until this is let go, no commit of the new top begins.
-                    gate = Some(self.new.gate.lock());
+                    gate = Some(self.new.gate.close());
                     self.switch(control).map(|u| unfinished = Some(u))
                 }
                 Action::FinishOld => unfinished

@@ -119,14 +119,8 @@ impl<D: Disk> Engine<D> {
     ///
     /// Waits for the end of a snapshot that made this top (ordering rule 7).
     pub(crate) fn commit(&self) -> Result {
-        self.pass_gate();
+        self.gate.pass();
         self.commit_here()
-    }
-
-    /// Waits until the top of the engine before is finished. The gate is closed before anybody can
-    /// see its engine, and opened once, so nobody has to hold it.
-    pub(super) fn pass_gate(&self) {
-        drop(self.gate.lock());
     }
 
     /// Whether commits drop entries of a merge's source: a lower delta is left as it is.

@@ -106,7 +106,7 @@ impl<D: Disk> Engine<D> {
             return Some(rq);
         };
         // Until the top before is finished, flushes wait for that, too.
-        if self.gate.try_lock().is_none() || !self.shared.tracks.fua.are_all_done() {
+        if !self.gate.is_open() || !self.shared.tracks.fua.are_all_done() {
             return Some(rq);
         }
         let changes = self.nr_changes();

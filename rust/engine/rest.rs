@@ -109,9 +109,7 @@ impl<D: Disk> Engine<D> {
     /// cannot be made less.
     pub(crate) fn help_to_rest(&self) -> Result {
         if self.has_too_much() {
-            // The operation that made this engine has ended, and that which ends it may hold the gate
-            // of the next.
-            self.commit_here()?;
+            self.commit()?;
         }
         sys::sleep_ms(TRY_MS);
         Ok(())

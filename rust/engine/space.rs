@@ -74,7 +74,7 @@ impl<D: Disk> Engine<D> {
         mut rq: Request<D>,
         at: ImageCluster,
     ) -> Option<(Request<D>, Event)> {
-        self.pass_gate();
+        self.gate.pass();
         match self.zero_slot(at) {
             Ok(()) => Some((rq, Event::Slot(at))),
             Err(e) => {
