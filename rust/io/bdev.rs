@@ -22,6 +22,9 @@ use ploop_pure::blocks::{Group, Layout, Place, BLOCK_LOG};
 /// with 64 KiB. What is not known goes through the file.
 const PAGES_MAX: i64 = 16384;
 
+/// Groups of blocks that are forgotten at a time, under a spin lock.
+const FORGET_MAX: usize = 1024;
+
 /// The disk may become so much larger before what is behind is not learned any more.
 const GROWTH: u64 = 2;
 
@@ -192,17 +195,18 @@ impl Bdev {
     /// Calls `f`, which may change where the blocks of `range` are, or what counts of them, while
     /// nobody knows them. May sleep; the caller must have no I/O of its own under way.
     pub(super) fn change<R>(&self, range: &Range<u64>, f: impl FnOnce() -> R) -> R {
-        let (known, must_wait) = {
+        // From here on nothing is learned.
+        let is_alone = {
             let mut changes = self.changes.lock();
             changes.running += 1;
             changes.nr += 1;
-            let known = self.known.as_ref();
-            let was_known = known.is_some_and(|known| known.forget(range));
-            // Another change may have forgotten the same and wait still.
-            (known, was_known || changes.running > 1)
+            changes.running == 1
         };
-        if let Some(known) = known.filter(|_| must_wait) {
-            known.blocks.wait();
+        if let Some(known) = self.known.as_ref() {
+            // Another change may have forgotten the same and wait still.
+            if known.forget(range, &self.changes) || !is_alone {
+                known.blocks.wait();
+            }
         }
         let result = f();
         let mut changes = self.changes.lock();
@@ -253,24 +257,32 @@ impl Known {
         }
     }
 
-    /// Forgets the blocks of a range, and their chunk's place if that is all that was known of it.
-    /// Returns whether anything was known.
-    fn forget(&self, range: &Range<u64>) -> bool {
-        let mut was_known = false;
-        for group in self.layout.groups(range) {
-            let Some(bits) = self.words.get(group.bits) else {
-                continue;
-            };
-            let known = bits.load(Relaxed);
-            was_known |= known & group.wanted != 0;
-            bits.store(known & !group.wanted, Relaxed);
-            let mut others = self.layout.bits_of_chunk(&group);
-            if others.all(|idx| self.word(idx) == 0) {
-                if let Some(place) = self.words.get(group.place) {
-                    place.store(0, Relaxed);
-                }
+    /// Forgets the blocks of a range. Returns whether anything was known. One at a time by `changes`, while
+    /// nothing is learned.
+    fn forget(&self, range: &Range<u64>, changes: &SpinLock<Changes>) -> bool {
+        let (mut groups, mut was_known) = (self.layout.groups(range).peekable(), false);
+        while groups.peek().is_some() {
+            let _one = changes.lock();
+            for group in groups.by_ref().take(FORGET_MAX) {
+                was_known |= self.forget_group(&group);
             }
         }
         was_known
+    }
+
+    /// Forgets a group's blocks, and their chunk's place if that is all that was known of it.
+    fn forget_group(&self, group: &Group) -> bool {
+        let Some(bits) = self.words.get(group.bits) else {
+            return false;
+        };
+        let known = bits.load(Relaxed);
+        bits.store(known & !group.wanted, Relaxed);
+        let mut others = self.layout.bits_of_chunk(group);
+        if others.all(|idx| self.word(idx) == 0) {
+            if let Some(place) = self.words.get(group.place) {
+                place.store(0, Relaxed);
+            }
+        }
+        known & group.wanted != 0
     }
 }
