@@ -115,7 +115,9 @@ impl ShowFiles for Device {
 
     /// Settings are of a running device, until it stops. EINVAL for a stopped one.
     fn store(disk: DiskRef<'_, Self>, _dir: &CStr, file: &CStr, text: &[u8]) -> Result {
-        let engine = disk.driver().view.lock().engine.clone().ok_or(EINVAL)?;
+        // Held, for the device not to stop meanwhile.
+        let view = disk.driver().view.lock();
+        let engine = view.engine.as_ref().ok_or(EINVAL)?;
         match (file.to_bytes(), text) {
             (b"on_full", b"wait") => engine.shared().set_fails_when_full(false),
             (b"on_full", b"fail") => {
