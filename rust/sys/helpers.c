@@ -352,8 +352,13 @@ int ploop_file_uncache(struct file *file, u64 pos, u64 len)
 /* The file's blocks were written behind the back of its file system. */
 void ploop_file_was_written(struct file *file)
 {
-	/* It is only a time. */
+	struct super_block *sb = file_inode(file)->i_sb;
+
+	/* It is only a time: not worth waiting for a thaw. */
+	if (!sb_start_write_trylock(sb))
+		return;
 	(void)file_update_time(file);
+	sb_end_write(sb);
 }
 
 void ploop_file_end_write(struct file *file)
