@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Disks: `struct gendisk`, its limits, capacity, openers and ioctls.
 
-use super::{bindings, compat, frozen::QueueFrozen, mq::Driver, Table, DISKS};
+use super::{bindings, compat, frozen::QueueFrozen, mq::Driver, sleep_ms, Table, DISKS};
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 use kernel::{
     error::{from_err_ptr, to_result},
@@ -51,6 +51,10 @@ const REQUEST_SECTORS_MAX: u32 = 2560;
 const DISCARD_SECTORS_MAX: u32 = 1 << 21;
 /// Milliseconds between two looks at whether waiting for requests is to be given up.
 const FREEZE_LOOK_MS: c_uint = 100;
+/// Looks before requests are let in again for a moment.
+const FREEZE_LOOKS: u32 = 10;
+/// Milliseconds for which they are let in.
+const FREEZE_PAUSE_MS: u64 = 10;
 /// Most segments of one request.
 const SEGMENTS_MAX: u16 = 256;
 
@@ -315,6 +319,10 @@ impl<D: BlockDevice> ReadyToFreeze<'_, D> {
     /// Calls `f` while no request is in flight, none enters, and no request handler runs. What
     /// `f` allocates never starts I/O, and it must not wait for any. `None`, and requests go on, if
     /// `give_up` says so, which is asked now and then while requests in flight are waited for.
+    ///
+    /// What is in flight for long may wait for somebody who waits to get in, as a commit of the file
+    /// system below for memory that is swapped out to this disk. So after a second all are let in for a
+    /// moment, and again each time after twice as long.
     pub(crate) fn frozen<R>(
         &self,
         give_up: impl Fn() -> bool,
@@ -323,16 +331,27 @@ impl<D: BlockDevice> ReadyToFreeze<'_, D> {
         let disk = self.0;
         // SAFETY: A live disk has its queue.
         let queue = unsafe { (*disk.as_ptr()).queue };
-        // SAFETY: As above.
-        let flags = unsafe { bindings::ploop_freeze_start(queue) };
-        // SAFETY: As above; freezing has started.
-        while !unsafe { bindings::ploop_freeze_wait(queue, FREEZE_LOOK_MS) } {
-            if give_up() {
-                // SAFETY: Started above.
-                unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
+        let look = || {
+            // SAFETY: As above; freezing has started.
+            let is_frozen = unsafe { bindings::ploop_freeze_wait(queue, FREEZE_LOOK_MS) };
+            (is_frozen || give_up()).then_some(is_frozen)
+        };
+        let mut looks = FREEZE_LOOKS;
+        let flags = loop {
+            // SAFETY: As above.
+            let flags = unsafe { bindings::ploop_freeze_start(queue) };
+            let seen = (0..looks).find_map(|_| look());
+            if seen == Some(true) {
+                break flags;
+            }
+            // SAFETY: Started above.
+            unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
+            if seen == Some(false) {
                 return None;
             }
-        }
+            sleep_ms(FREEZE_PAUSE_MS);
+            looks = looks.saturating_mul(2);
+        };
         // A handler may still be on its way out after ending its request.
         disk.driver().tags().wait_for_handlers();
         let r = f(&QueueFrozen::new(disk.driver()));

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # What a snapshot does while it holds the queue: the images are neither synced nor written then, however
 # much of the index is dirty and whatever is being written. What has to be made durable is so before or after.
+# And where it has to wait for a request, others are let in meanwhile, which that request may wait for.
 . "$(dirname "$0")/lib.sh"
 
 trace_fs
@@ -50,3 +51,40 @@ echo "$size" >"$trace/buffer_size_kb"
 echo 1 >"$trace/tracing_on"
 detach "$device"
 ploopctl check "$SCRATCH/0.img" >&2
+rm "$SCRATCH"/[0-9].img
+
+note 'a base on a disk that does not answer'
+below=$(scratch_disk 1)
+dmsetup create slow --table "0 $(blockdev --getsz "$below") linear $below 0"
+mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard /dev/mapper/slow
+mkdir -p "$TEST_DIR/slow"
+mount /dev/mapper/slow "$TEST_DIR/slow"
+images=("$TEST_DIR/slow/base.img" "$SCRATCH/1.img" "$SCRATCH/2.img")
+for image in "${images[@]}"; do ploopctl create -s 64M -b 64K "$image" >/dev/null; done
+device=$(attach "${images[0]}")
+dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct conv=fsync status=none
+detach "$device"
+device=$(attach "${images[@]:0:2}")
+dd if=/dev/urandom of="$device" bs=64k count=4 seek=8 oflag=direct conv=fsync status=none
+udevadm settle -t 10
+dmsetup suspend --nolockfs --noflush slow
+dd if="$device" of=/dev/null bs=64k count=1 iflag=direct status=none &
+stuck=$!
+sleep 1
+plooptest snapshot --cluster-log 7 "$device" "${images[2]}" &
+snapshot=$!
+sleep 1
+for ((i = 0; i < 3; i++)); do
+    dd if="$device" of=/dev/null bs=64k count=1 skip=$((8 + i)) iflag=direct status=none &
+    waits=$!
+    timeout "$(limit 30)" tail --pid "$waits" -f /dev/null || { dmsetup resume slow; die "read $i waits for who waits for others"; }
+done
+[[ -d /proc/$stuck && -d /proc/$snapshot ]] || { dmsetup resume slow; die 'the snapshot had nothing to wait for'; }
+dmsetup resume slow
+wait "$stuck"
+wait "$snapshot"
+expect_same "$(nr_levels "$device")" 3 levels
+detach "$device"
+for image in "${images[@]}"; do ploopctl check "$image" >&2; done
+umount "$TEST_DIR/slow"
+dmsetup remove --retry slow
