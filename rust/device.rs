@@ -283,6 +283,7 @@ impl Device {
         );
         if !matches!(swapped, Some(Ok(_))) {
             this.tracks.end();
+            engine.shared().events.end();
             return Err(EINVAL);
         }
         if let Some(sectors) = control.max_delta_sectors {
@@ -349,6 +350,7 @@ impl Device {
             // Of a merge that could neither be ended nor undone: it is marked until it is looked at.
             source.spoil_marked();
         }
+        engine.shared().events.end();
         disk.set_read_only(false);
         let _ = disk.set_limits(Limits::NONE);
         disk.notify_change();

@@ -3,6 +3,9 @@
 //! stopped device. All but the last are uevents, and what does not pass has a line in the kernel
 //! log and is what `pstate/event` tells.
 //!
+//! Uevents are sent by a work item of its own: whoever else sends one, and keeps us from it, may be waiting
+//! for memory that is got by writing to this very disk.
+//!
 //! Locks: `state` is a leaf.
 
 use crate::sys::{
@@ -10,6 +13,7 @@ use crate::sys::{
     gen_disk::{result_variable, Notifier},
     mq::Op,
     prelude::*,
+    work::Work,
 };
 use ploop_pure::rate::Rarely;
 
@@ -49,7 +53,18 @@ impl Space {
     }
 }
 
+/// What is to be told by uevents; of each kind the last.
+#[derive(Default)]
+struct News {
+    /// How it is about space.
+    space: bool,
+    is_poisoned: bool,
+    /// The event's first variable.
+    failure: Option<(&'static CStr, Error)>,
+}
+
 struct State {
+    news: News,
     space: Space,
     is_poisoned: bool,
     is_stopped: bool,
@@ -69,12 +84,15 @@ pub(crate) struct Events {
     state: Mutex<State>,
     #[pin]
     changed: CondVar,
+    #[pin]
+    tell: Work<Self>,
 }
 
 impl Events {
     /// Nothing has happened.
     pub(crate) fn new(device: u32, notifier: Notifier) -> Result<Arc<Self>> {
         let state = State {
+            news: News::default(),
             space: Space::Enough,
             is_poisoned: false,
             is_stopped: false,
@@ -88,6 +106,7 @@ impl Events {
                 low_water: Atomic::new(LOW_WATER),
                 state <- new_mutex!(state),
                 changed <- new_condvar!(),
+                tell <- Work::new(|this: Arc<Self>| this.send(), static_lock_class!()),
             }? Error),
             GFP_KERNEL,
         )
@@ -108,8 +127,43 @@ impl Events {
         self.low_water.store(bytes, Relaxed);
     }
 
+    /// Notes what is to be told, and has it told before long.
+    fn tell(self: &Arc<Self>, note: impl FnOnce(&mut News)) {
+        note(&mut self.state.lock().news);
+        Work::queue_outside(self.clone(), |e| &e.tell);
+    }
+
+    /// Sends what is to be told.
+    fn send(&self) {
+        let (news, space) = {
+            let mut state = self.state.lock();
+            (core::mem::take(&mut state.news), state.space)
+        };
+        if let Some((what, error)) = news.failure {
+            // Without memory the event is all that is lost.
+            if let Ok(errno) = result_variable(Err(error)) {
+                self.notifier.event([what, &errno]);
+            }
+        }
+        if news.is_poisoned {
+            self.notifier.event([c"PLOOP_POISONED=1"]);
+        }
+        match space {
+            _ if !news.space => {}
+            Space::Full => self.notifier.event([c"PLOOP_SPACE=full"]),
+            Space::Low => self.notifier.event([c"PLOOP_SPACE=low"]),
+            Space::Enough => self.notifier.event([c"PLOOP_SPACE=ok"]),
+        }
+    }
+
+    /// Sends what is left. Nothing more may happen. Not from where the disk's requests are served.
+    pub(crate) fn end(&self) {
+        self.tell.cancel_sync();
+        self.send();
+    }
+
     /// Writes wait for space, or need not any more.
-    pub(super) fn set_full(&self, is_full: bool) {
+    pub(super) fn set_full(self: &Arc<Self>, is_full: bool) {
         let mut state = self.state.lock();
         if (state.space == Space::Full) == is_full {
             return;
@@ -126,15 +180,14 @@ impl Events {
                 "ploop{}: no space for the image: writes that need some wait for it\n",
                 self.device
             );
-            self.notifier.event([c"PLOOP_SPACE=full"]);
         } else {
             pr_notice!("ploop{}: there is space for the image again\n", self.device);
-            self.notifier.event([c"PLOOP_SPACE=ok"]);
         }
+        self.tell(|news| news.space = true);
     }
 
     /// So many bytes can still be written to the file system of the image.
-    pub(super) fn space_left(&self, bytes: u64) {
+    pub(super) fn space_left(self: &Arc<Self>, bytes: u64) {
         let is_low = bytes < self.low_water();
         let mut state = self.state.lock();
         let now = match (state.space, is_low) {
@@ -150,17 +203,12 @@ impl Events {
                 self.device,
                 bytes >> 20
             );
-            self.notifier.event([c"PLOOP_SPACE=low"]);
-        } else {
-            self.notifier.event([c"PLOOP_SPACE=ok"]);
         }
+        self.tell(|news| news.space = true);
     }
 
     /// A request failed, because of its image or for want of space. That is told rarely, as many may.
-    pub(super) fn failed(&self, op: Op, error: Error) {
-        if !self.state.lock().failures.is_due(sys::uptime_ms()) {
-            return;
-        }
+    pub(super) fn failed(self: &Arc<Self>, op: Op, error: Error) {
         let what = match op {
             Op::Read => c"PLOOP_ERROR=read",
             Op::Write => c"PLOOP_ERROR=write",
@@ -168,17 +216,16 @@ impl Events {
             Op::Discard | Op::WriteZeroes => c"PLOOP_ERROR=discard",
             Op::Other => return,
         };
-        // Without memory the event is all that is lost.
-        if let Ok(errno) = result_variable(Err(error)) {
-            self.notifier.event([what, &errno]);
+        if self.state.lock().failures.is_due(sys::uptime_ms()) {
+            self.tell(|news| news.failure = Some((what, error)));
         }
     }
 
     /// The image takes no more writes.
-    pub(super) fn poisoned(&self) {
+    pub(super) fn poisoned(self: &Arc<Self>) {
         self.state.lock().is_poisoned = true;
         self.changed.notify_all();
-        self.notifier.event([c"PLOOP_POISONED=1"]);
+        self.tell(|news| news.is_poisoned = true);
     }
 
     /// The image was replaced by one that takes writes.

@@ -114,6 +114,26 @@ impl<T: Send + Sync + 'static> Work<T> {
     /// Queues the item of `this`, picked by `item`, to run after `delay_ms`. Nothing happens if it
     /// is queued already.
     pub(crate) fn queue(this: Arc<T>, item: fn(&T) -> &Self, queue: &Workqueue, delay_ms: u32) {
+        // SAFETY: A live queue by the invariant.
+        unsafe { Self::queue_on(this, item, queue.0.as_ptr(), delay_ms) }
+    }
+
+    /// The same on a queue of the kernel, at once: for what may wait for memory. Somebody has to call
+    /// [`Self::cancel_sync`] before the module goes.
+    pub(crate) fn queue_outside(this: Arc<T>, item: fn(&T) -> &Self) {
+        // SAFETY: Set at boot, and never destroyed.
+        unsafe { Self::queue_on(this, item, bindings::system_dfl_wq, 0) }
+    }
+
+    /// # Safety
+    ///
+    /// `queue` is live.
+    unsafe fn queue_on(
+        this: Arc<T>,
+        item: fn(&T) -> &Self,
+        queue: *mut bindings::workqueue_struct,
+        delay_ms: u32,
+    ) {
         let raw = Arc::into_raw(this);
         // SAFETY: We hold a reference until the end of this function or give it to the item.
         let work = item(unsafe { &*raw });
@@ -125,10 +145,10 @@ impl<T: Send + Sync + 'static> Work<T> {
             Err(_) => return drop(unsafe { Arc::from_raw(raw) }),
         }
         let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as i32;
-        // SAFETY: Initialised and pinned; a live queue.
+        // SAFETY: Initialised and pinned; a live queue by the contract.
         let queued = unsafe {
             let delay = bindings::ploop_msecs_to_jiffies(delay_ms);
-            bindings::queue_delayed_work_on(cpu, queue.0.as_ptr(), work.raw.get(), delay)
+            bindings::queue_delayed_work_on(cpu, queue, work.raw.get(), delay)
         };
         if !queued {
             // SAFETY: The item has a reference already and did not take this one.
