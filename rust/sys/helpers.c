@@ -431,25 +431,6 @@ void ploop_submit_bios(struct bio *bio)
 	current->bio_list = list;
 }
 
-/*
- * Lock classes of our own. From queue_rq bios enter the queue below, so a lock of ours that is held
- * around a wait for queue_rq comes before those of that queue; in one class with them, it would seem
- * to be the other way round too.
- */
-void ploop_queue_lock_classes(struct request_queue *q)
-{
-	static struct lock_class_key elevator_key;
-
-	lockdep_set_class(&q->elevator_lock, &elevator_key);
-#ifdef CONFIG_DEBUG_LOCK_ALLOC
-	{
-		static struct lock_class_key srcu_key;
-
-		lockdep_init_map(&q->tag_set->srcu->dep_map, "ploop set->srcu", &srcu_key, 0);
-	}
-#endif
-}
-
 void ploop_get_file(struct file *file)
 {
 	get_file(file);
@@ -585,35 +566,75 @@ struct gendisk *ploop_kobj_to_disk(struct kobject *kobj)
 	return dev_to_disk(kobj_to_dev(kobj));
 }
 
-/*
- * The class of the locks of a disk's flushes. They need one of their own: a flush of the device below
- * ends in its lock, and ours with it, on its way out. NULL without lockdep.
- */
-struct lock_class_key *ploop_flush_class_new(void)
-{
-	struct lock_class_key *key = NULL;
-
 #ifdef CONFIG_LOCKDEP
-	key = kzalloc(sizeof(*key), GFP_KERNEL);
-	if (key)
-		lockdep_register_key(key);
+/*
+ * Lock classes of a disk of its own. From queue_rq bios enter the queue below, which may be another disk's
+ * of ours: a lock that is held around a wait for queue_rq comes before those of that queue, and would seem
+ * to be the other way round too if it were in one class with them. And a flush of the device below ends
+ * in its lock, and ours with it, on its way out.
+ */
+struct ploop_lock_classes {
+	struct lock_class_key flush;
+	struct lock_class_key elevator;
+	struct lock_class_key srcu;
+};
 #endif
-	return key;
-}
 
-void ploop_flush_class_free(struct lock_class_key *key)
+/* The data of a tag set: such classes; NULL without lockdep, or without memory. */
+void *ploop_lock_classes_new(void)
 {
-	if (!key)
-		return;
-	lockdep_unregister_key(key);
-	kfree(key);
+#ifdef CONFIG_LOCKDEP
+	struct ploop_lock_classes *classes = kzalloc(sizeof(*classes), GFP_KERNEL);
+
+	if (classes) {
+		lockdep_register_key(&classes->flush);
+		lockdep_register_key(&classes->elevator);
+		lockdep_register_key(&classes->srcu);
+	}
+	return classes;
+#else
+	return NULL;
+#endif
 }
 
-/* blk_mq_ops.init_hctx; data is a key as above. */
+void ploop_lock_classes_free(void *data)
+{
+#ifdef CONFIG_LOCKDEP
+	struct ploop_lock_classes *classes = data;
+
+	if (!classes)
+		return;
+	lockdep_unregister_key(&classes->srcu);
+	lockdep_unregister_key(&classes->elevator);
+	lockdep_unregister_key(&classes->flush);
+	kfree(classes);
+#endif
+}
+
+/* Gives a new queue those of its tag set. */
+void ploop_queue_lock_classes(struct request_queue *q)
+{
+#ifdef CONFIG_LOCKDEP
+	struct ploop_lock_classes *classes = q->tag_set->driver_data;
+
+	if (!classes)
+		return;
+	lockdep_set_class(&q->elevator_lock, &classes->elevator);
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+	lockdep_init_map(&q->tag_set->srcu->dep_map, "ploop set->srcu", &classes->srcu, 0);
+#endif
+#endif
+}
+
+/* blk_mq_ops.init_hctx; data is that of the tag set. */
 int ploop_init_hctx(struct blk_mq_hw_ctx *hctx, void *data, unsigned int idx)
 {
-	if (data)
-		blk_mq_hctx_set_fq_lock_class(hctx, data);
+#ifdef CONFIG_LOCKDEP
+	struct ploop_lock_classes *classes = data;
+
+	if (classes)
+		blk_mq_hctx_set_fq_lock_class(hctx, &classes->flush);
+#endif
 	return 0;
 }
 

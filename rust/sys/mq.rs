@@ -571,7 +571,7 @@ impl<D: Driver> TagSet<D> {
                     numa_node: bindings::NUMA_NO_NODE,
                     cmd_size: mem::size_of::<Pdu<D>>() as u32,
                     // SAFETY: No preconditions.
-                    driver_data: unsafe { bindings::ploop_flush_class_new() }.cast(),
+                    driver_data: unsafe { bindings::ploop_lock_classes_new() },
                     flags: bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT
                         | bindings::BLK_MQ_F_STACKING
                         | bindings::BLK_MQ_F_BLOCKING,
@@ -582,7 +582,7 @@ impl<D: Driver> TagSet<D> {
                 // SAFETY: Initialised just now, and pinned.
                 to_result(unsafe { bindings::blk_mq_alloc_tag_set(p) }).inspect_err(|_| {
                     // SAFETY: From above; nobody else has it.
-                    unsafe { bindings::ploop_flush_class_free((*p).driver_data.cast()) }
+                    unsafe { bindings::ploop_lock_classes_free((*p).driver_data) }
                 })
             }),
             _driver: PhantomData,
@@ -608,7 +608,7 @@ impl<D: Driver> PinnedDrop for TagSet<D> {
         // SAFETY: Allocated in `new`, its data too; the driver, whose part we are, is dropped after its disk.
         unsafe {
             bindings::blk_mq_free_tag_set(self.raw.get());
-            bindings::ploop_flush_class_free((*self.raw.get()).driver_data.cast());
+            bindings::ploop_lock_classes_free((*self.raw.get()).driver_data);
         }
     }
 }
