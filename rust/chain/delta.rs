@@ -313,6 +313,8 @@ impl Delta {
             return Ok(());
         }
         let now = Self::parse(&self.io, self.args, device)?;
+        // Memory first: once it is marked only I/O may fail.
+        let mut buf = PageBuf::new(1)?;
         match (&now, &self.format) {
             (Format::Ploop1(now), Format::Ploop1(then)) if now.is_same_layout(then) => {
                 let kept = now.header().valid_extension().filter(|_| keeps_extension);
@@ -326,7 +328,7 @@ impl Delta {
                 self.is_marked.store(true, Relaxed);
                 self.write_header(now.header().opened())?;
                 // Not tried again, and the index is not written as long as they are there.
-                self.drop_surplus(now)
+                self.drop_surplus(now, &mut buf)
                     .inspect_err(|_| self.spoil_marked())?;
             }
             (Format::Raw(now), Format::Raw(then)) if now.size_sectors() == then.size_sectors() => {}
@@ -342,19 +344,18 @@ impl Delta {
     /// Clears, durably, the entries behind the end of the disk: nobody reads what they name, their
     /// slots are free from here on, and a disk that grows must not find them. Of an image that is
     /// marked and has no users yet.
-    fn drop_surplus(&self, format: &Ploop1) -> Result {
-        let mut buf = PageBuf::new(1)?;
+    fn drop_surplus(&self, format: &Ploop1, buf: &mut PageBuf) -> Result {
         let mut dropped = false;
         for page_no in format.header().surplus_pages() {
             if sys::is_killed() {
                 return Err(EINTR);
             }
             let pos = u64::from(page_no) * INDEX_PAGE_BYTES;
-            if self.io.read(pos, &mut buf, 0..1)? != PAGE_BYTES {
+            if self.io.read(pos, buf, 0..1)? != PAGE_BYTES {
                 return Err(EIO);
             }
             if format.clear_surplus(page_no, buf.page_mut(0).ok_or(EINVAL)?)? {
-                self.io.write(pos, &buf, 0..1)?;
+                self.io.write(pos, buf, 0..1)?;
                 dropped = true;
             }
         }
