@@ -377,27 +377,16 @@ impl Device {
 
     /// Takes the delta of a level, not the only one, out of the table.
     fn drop_level(&self, control: &mut Control, level: usize) -> Result {
-        // Folders are named by level: those from this one on are made anew.
-        control.folders.truncate(level);
         control.deltas.remove(level).map_err(|_| ENOENT)?;
-        let nr = control.deltas.len();
-        {
-            let mut infos = self.infos.lock();
-            infos.remove(level).map_err(|_| ENOENT)?;
-        }
+        self.infos.lock().remove(level).map_err(|_| ENOENT)?;
         if let Some(top) = control.deltas.last() {
             let mut view = self.view.lock();
             view.version = top.format().version();
             view.cluster_sectors = top.format().cluster().sectors();
         }
-        // The delta is gone already: a folder that cannot be made is missing, no more.
-        let shown = (level..nr).try_for_each(|level| control.folders.add_delta(level));
-        if shown.is_err() {
-            pr_warn!(
-                "ploop{}: no memory to show all levels in sysfs\n",
-                self.index
-            );
-        }
+        // A folder shows what is at its level by then.
+        let nr = control.deltas.len();
+        control.folders.truncate(nr);
         Ok(())
     }
 
