@@ -32,6 +32,25 @@ const MAX_NO_MEMORY: u32 = 100;
 /// Milliseconds until a cluster that was locked is tried again.
 const BUSY_MS: u64 = 2;
 
+/// Calls `f`, again for a while as long as there is no memory.
+fn with_memory(f: impl Fn() -> Result) -> Result {
+    let mut result = f();
+    for _ in 0..MAX_NO_MEMORY {
+        if result != Err(ENOMEM) {
+            break;
+        }
+        sys::sleep_ms(AGAIN_MS);
+        result = f();
+    }
+    result
+}
+
+/// Clears the mark of a destination to which no entry was written. A mark that cannot be cleared keeps
+/// it from being merged into, until attaching mends it.
+fn leave_alone(dest: &Delta) {
+    let _ = with_memory(|| dest.unmark_unused());
+}
+
 impl Device {
     /// The pair of a merge: level of the source, 0 excluded.
     fn source_level(control: &Control, level: u32) -> Result<usize> {
@@ -97,17 +116,14 @@ impl Device {
         let slots = dest
             .mark(self.index)
             .and_then(|()| dest.in_the_way(size))
-            .inspect_err(|_| {
-                // No entry was written; a mark that cannot be cleared is mended at attach.
-                let _ = dest.unmark_unused();
-            })?;
+            .inspect_err(|_| leave_alone(dest))?;
         if !slots.is_empty() {
             self.make_room(ops, engine, level, dest, slots)
                 .inspect_err(|e| {
                     // It was only asked to stop: entries are old or new, each good. After a failed
                     // write or sync nobody knows, and the mark stays.
                     if *e == Errno::Cancelled.error() || *e == ENOSPC || *e == EBUSY {
-                        let _ = dest.unmark_unused();
+                        leave_alone(dest);
                     }
                 })?;
         }
@@ -210,8 +226,7 @@ impl Device {
         let new = match self.make_top(disk, old, &dest) {
             Ok(new) => new,
             Err(e) => {
-                // Nothing was written to it; a mark that cannot be cleared is mended at attach.
-                let _ = dest.unmark_unused();
+                leave_alone(&dest);
                 return Err(e);
             }
         };
@@ -371,13 +386,10 @@ impl Device {
             let shared = engine.shared().clone();
             Engine::new(self.index, chain, parts, self.workers.clone(), shared)
         });
-        let pair = made.inspect_err(|_| {
-            // No entry was written; a mark that cannot be cleared is mended at attach.
-            let _ = dest.unmark_unused();
-        })?;
+        let pair = made.inspect_err(|_| leave_alone(&dest))?;
         let moved = self.move_all(ops, &pair);
         pair.quiet();
-        let closed = pair.close().and_then(|closed| match closed {
+        let closed = with_memory(|| match pair.close()? {
             Closed::Clean { is_empty } => dest.unmark(is_empty),
             Closed::ReadOnly => Ok(()),
         });
