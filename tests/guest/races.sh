@@ -3,7 +3,8 @@
 # Everything at once on four processors: a disk under load is snapshot, merged, grown,
 # compacted, tracked and discarded by several who do not know of each other, while other
 # disks come and go, and all files and nodes are looked at; then the module comes and goes,
-# too. Who is in somebody's way gets an error; nothing hangs, and no byte is lost.
+# too. Some of the images are reached past their file system. Who is in somebody's way gets an error; nothing
+# hangs, and no byte is lost.
 # timeout: 600
 # cpus: 4
 . "$(dirname "$0")/lib.sh"
@@ -168,6 +169,8 @@ opener() {
 
 crier() {
     while ! over; do
+        # What is attached from here on does I/O the one way or the other.
+        echo $((RANDOM % 2)) 2>/dev/null >/sys/module/ploop/parameters/bdev || true
         for at in /sys/block/ploop*/uevent; do echo change >"$at"; done 2>/dev/null || true
         nap
         ((RANDOM % 10 != 0)) || udevadm trigger --subsystem-match=block --sysname-match='ploop*' 2>/dev/null || true
