@@ -148,6 +148,16 @@ note "$now inline"
 ((now >= 390)) || die "of 400 only $now inline"
 echo "$before" >"$tags"
 
+note 'one request of those that may wait and those that must not, which the device below would have to split'
+most=${tags%/*}/max_sectors_kb
+before=$(<"$most")
+echo 16 >"$most"
+now=$(all)
+said=$(timeout -s KILL "$(limit 60)" plooptest read-at-once "$device" $((1 << 20)) 8 32n 8 | paste -sd ' ') || die "it does not end"
+echo "$before" >"$most"
+expect_same "$said" '8192 32768 8192' 'bytes read'
+expect_same "$(($(all) - now))" 1 requests
+
 note 'a snapshot, a merge'
 dd if="$TEST_DIR/data" of="$device" bs=1M oflag=direct conv=fsync status=none
 ploopctl create -s 64M "$SCRATCH/1.img" >/dev/null

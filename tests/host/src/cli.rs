@@ -22,6 +22,8 @@ plooptest COMMAND...
                                          is there; then all is compared, or only the MiB written;
                                          with --apart 4 KiB written so far apart, once each
   load-verify [--written] DEV FILE       the disk holds what load saved there
+  read-at-once DEV OFFSET KIB[n]...      reads one behind the other, submitted in one call; with n
+                                         those that must not wait; prints what each read, or its error
   replay --log DEV --target DEV --to MARK|ENTRY [--state FILE]
                                          what dm-log-writes logged up to there
   list-marks --log DEV                   its marks
@@ -170,6 +172,7 @@ fn run(command: &str, words: Words) -> Outcome {
         "seqverify" => seq::verify(words),
         "load" => load::load(words),
         "load-verify" => load::verify(words),
+        "read-at-once" => load::read_at_once(words),
         "replay" => replay::replay(words),
         "list-marks" => replay::list_marks(words),
         "attach-raw" => device::attach_raw(words),

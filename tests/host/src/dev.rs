@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What only the C library can do: ioctls with good and bad arguments, synchronous direct writes,
-//! giving up privileges. The one file of this package with `unsafe`.
+//! several reads in one call, giving up privileges. The one file of this package with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -45,6 +45,102 @@ pub fn write_durably(file: &File, bytes: &[u8], offset: u64) -> Result<()> {
         Ok(n) if n == bytes.len() => Ok(()),
         Ok(_) => Err(Error::other("short write")),
     }
+}
+
+/// `struct iocb` of linux/aio_abi.h, little endian.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Iocb {
+    data: u64,
+    key: u32,
+    rw_flags: u32,
+    opcode: u16,
+    priority: i16,
+    fd: u32,
+    buf: u64,
+    bytes: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    event_fd: u32,
+}
+
+/// `struct io_event` of linux/aio_abi.h.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct IoEvent {
+    data: u64,
+    iocb: u64,
+    result: i64,
+    second: i64,
+}
+
+/// A part of [`read_at_once`]: bytes, and whether it is to fail with EAGAIN rather than wait (RWF_NOWAIT).
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// Bytes: whole pages.
+    pub len: usize,
+    /// With RWF_NOWAIT.
+    pub is_nowait: bool,
+}
+
+/// Submits reads of `parts`, one behind the other from `offset` on, in one call, so that the block layer
+/// may join them, and waits for all. Returns of each the bytes read, or the negative error number.
+pub fn read_at_once(file: &File, offset: u64, parts: &[Part]) -> Result<Vec<i64>> {
+    let check = |result: libc::c_long| match usize::try_from(result) {
+        Err(_) => Err(Error::last_os_error()),
+        Ok(n) => Ok(n),
+    };
+    let fd = u32::try_from(file.as_raw_fd()).map_err(Error::other)?;
+    let mut buffer = Buffer::new(parts.iter().map(|p| p.len.div_ceil(ALIGN)).sum());
+    let (base, mut at) = (buffer.bytes().as_mut_ptr(), 0);
+    let mut iocbs = Vec::new();
+    for (part, data) in parts.iter().zip(0..) {
+        iocbs.push(Iocb {
+            data,
+            rw_flags: if part.is_nowait {
+                libc::RWF_NOWAIT as u32
+            } else {
+                0
+            },
+            fd,
+            buf: (base.expose_provenance() + at) as u64,
+            bytes: part.len as u64,
+            offset: i64::try_from(offset + at as u64).map_err(Error::other)?,
+            ..Iocb::default()
+        });
+        at += part.len.next_multiple_of(ALIGN);
+    }
+    let pointers: Vec<*const Iocb> = iocbs.iter().map(|iocb| &raw const *iocb).collect();
+    let mut events = vec![IoEvent::default(); parts.len()];
+    let (nr, mut context) = (parts.len(), 0usize);
+    // SAFETY: `context` is written.
+    check(unsafe { libc::syscall(libc::SYS_io_setup, nr, &raw mut context) })?;
+    // SAFETY: as many pointers to control blocks, whose buffers are parts of `buffer`; that lives until
+    // the context is gone, which waits for what is on its way.
+    let submitted =
+        check(unsafe { libc::syscall(libc::SYS_io_submit, context, nr, pointers.as_ptr()) });
+    let got = submitted.and_then(|nr| {
+        // SAFETY: there is room for that many events; no time limit.
+        check(unsafe {
+            let no_limit = std::ptr::null::<libc::timespec>();
+            libc::syscall(
+                libc::SYS_io_getevents,
+                context,
+                nr,
+                nr,
+                events.as_mut_ptr(),
+                no_limit,
+            )
+        })
+    });
+    // SAFETY: a context of ours.
+    unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+    if got? != nr {
+        return Err(Error::other("not all was submitted"));
+    }
+    events.sort_by_key(|event| event.data);
+    Ok(events.iter().map(|event| event.result).collect())
 }
 
 /// What is passed as an ioctl's argument.

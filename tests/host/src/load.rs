@@ -7,7 +7,7 @@
 //! meet in most clusters; the rest in pieces of 1 MiB, in which whole clusters are written at once.
 
 use crate::cli::{Failure, Outcome, Words};
-use crate::dev::{Arg, Buffer, Guarded};
+use crate::dev::{self, Arg, Buffer, Guarded, Part};
 use crate::rng::Rng;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -152,6 +152,32 @@ fn open(path: &str, write: bool) -> Result<File, Failure> {
     options.read(true).write(write).custom_flags(libc::O_DIRECT);
     let file = options.open(path);
     file.map_err(|e| Failure::Trouble(format!("cannot open {path}: {e}")))
+}
+
+/// `plooptest read-at-once`.
+pub fn read_at_once(words: Words) -> Outcome {
+    let operands = words.all_operands()?;
+    let [path, offset, parts @ ..] = operands.as_slice() else {
+        let what = "a device, an offset and lengths are wanted";
+        return Err(Failure::Trouble(what.into()));
+    };
+    let number = |text: &str| {
+        text.parse::<usize>()
+            .map_err(|e| Failure::Trouble(format!("'{text}': {e}")))
+    };
+    let parts = parts.iter().map(|text| {
+        let kib = text.strip_suffix('n');
+        let len = number(kib.unwrap_or(text))? << 10;
+        Ok(Part {
+            len,
+            is_nowait: kib.is_some(),
+        })
+    });
+    let parts = parts.collect::<Result<Vec<_>, Failure>>()?;
+    for result in dev::read_at_once(&open(path, false)?, number(offset)? as u64, &parts)? {
+        println!("{result}");
+    }
+    Ok(())
 }
 
 fn sectors_of(disk: &mut File) -> Result<u64, Failure> {
