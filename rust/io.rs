@@ -9,6 +9,7 @@ pub(crate) mod file;
 pub(crate) mod lock;
 
 use crate::sys::{
+    self,
     file::{Access, Align, File, Kind, Mode},
     mq::{Driver, Request, Sync},
     pages::PageBuf,
@@ -19,6 +20,24 @@ use core::ops::Range;
 
 /// Bytes behind the end of a file that are punched to see whether that can be done.
 const PUNCH_PROBE: u64 = 1 << 20;
+
+/// Milliseconds between two tries without memory.
+const NO_MEMORY_MS: u64 = 100;
+/// How many there are.
+const NO_MEMORY_TRIES: u32 = 100;
+
+/// Calls `f`, again for some seconds as long as there is no memory. May sleep.
+pub(crate) fn with_memory(f: impl Fn() -> Result) -> Result {
+    let mut result = f();
+    for _ in 0..NO_MEMORY_TRIES {
+        if result != Err(ENOMEM) {
+            break;
+        }
+        sys::sleep_ms(NO_MEMORY_MS);
+        result = f();
+    }
+    result
+}
 
 /// An open image file.
 pub(crate) enum Io {
@@ -117,13 +136,15 @@ impl Io {
         self.file().write(|file| file.truncate(len))
     }
 
-    /// Cuts the file to `len` bytes.
+    /// Cuts the file to `len` bytes, also if it has that length: a file system may have set the length
+    /// before it failed, and what was behind it would show again when the file grows. Without memory it
+    /// is tried again, for the same reason.
     pub(crate) fn cut(&self, len: u64) -> Result {
         let old = self.len()?;
-        if old == len {
+        if old == len && self.file().as_file().kind() != Kind::Regular {
             return Ok(());
         }
-        self.file().change(len..old, |file| file.truncate(len))
+        with_memory(|| self.file().change(len..old, |file| file.truncate(len)))
     }
 
     /// Makes `range` read as zeros, giving its space back where the file system can.

@@ -14,6 +14,7 @@ use super::{ops::Ops, Control, Device};
 use crate::{
     chain::{delta::Delta, Chain},
     engine::{merge::Moved, Closed, Engine, Parts},
+    io::with_memory,
     sys::{self, gen_disk::DiskRef, mq::noio, pages::PageBuf, prelude::*},
 };
 use core::ops::Range;
@@ -31,19 +32,6 @@ const AGAIN_MS: u64 = 100;
 const MAX_NO_MEMORY: u32 = 100;
 /// Milliseconds until a cluster that was locked is tried again.
 const BUSY_MS: u64 = 2;
-
-/// Calls `f`, again for a while as long as there is no memory.
-fn with_memory(f: impl Fn() -> Result) -> Result {
-    let mut result = f();
-    for _ in 0..MAX_NO_MEMORY {
-        if result != Err(ENOMEM) {
-            break;
-        }
-        sys::sleep_ms(AGAIN_MS);
-        result = f();
-    }
-    result
-}
 
 /// Clears the mark of a destination to which no entry was written. A mark that cannot be cleared keeps
 /// it from being merged into, until attaching mends it.
