@@ -59,16 +59,20 @@ impl<D: Disk> Engine<D> {
     /// Finds out where a range of an image is on the device, for a request that a worker is to move
     /// there and for those that follow, and carries it out past the file system if that can be done
     /// now: a worker has all of its stack, and no plug. Else gives it back as it was.
+    #[inline]
     pub(super) fn try_straight(
         &self,
         mut rq: Request<D>,
         io: &Io,
         range: Range<u64>,
     ) -> Option<Request<D>> {
+        if !self.may_inline {
+            return Some(rq);
+        }
         let Phase::Moving { level, sync, .. } = rq.pdu().phase else {
             return Some(rq);
         };
-        if !self.may_inline || (level != self.chain.top_level() && sys::proc::is_wanted()) {
+        if level != self.chain.top_level() && sys::proc::is_wanted() {
             return Some(rq);
         }
         io.learn(&range, self.disk_shape());
