@@ -93,9 +93,12 @@ impl Io {
         self.file().as_file().read_pages(pos, buf, pages)
     }
 
-    /// Writes whole pages.
+    /// Writes whole pages; again for a while without memory, as it makes no difference how much was.
     pub(crate) fn write(&self, pos: u64, buf: &PageBuf, pages: Range<usize>) -> Result {
-        self.file().write(|file| file.write_pages(pos, buf, pages))
+        with_memory(|| {
+            self.file()
+                .write(|file| file.write_pages(pos, buf, pages.clone()))
+        })
     }
 
     /// Bytes that can still be written to the file system, as far as it tells.
