@@ -23,20 +23,20 @@ const PUNCH_PROBE: u64 = 1 << 20;
 
 /// Milliseconds between two tries without memory.
 const NO_MEMORY_MS: u64 = 100;
-/// How many there are.
-const NO_MEMORY_TRIES: u32 = 100;
+/// Milliseconds after which it is not tried again.
+const NO_MEMORY_MAX_MS: u64 = 10_000;
 
-/// Calls `f`, again for some seconds as long as there is no memory. May sleep.
+/// Calls `f`, again for some seconds as long as there is no memory; one in another for no longer. May
+/// sleep.
 pub(crate) fn with_memory(f: impl Fn() -> Result) -> Result {
-    let mut result = f();
-    for _ in 0..NO_MEMORY_TRIES {
-        if result != Err(ENOMEM) {
-            break;
+    let end = sys::uptime_ms().saturating_add(NO_MEMORY_MAX_MS);
+    loop {
+        let result = f();
+        if result != Err(ENOMEM) || sys::uptime_ms() >= end {
+            return result;
         }
         sys::sleep_ms(NO_MEMORY_MS);
-        result = f();
     }
-    result
 }
 
 /// An open image file.
