@@ -127,9 +127,8 @@ impl Events {
         self.low_water.store(bytes, Relaxed);
     }
 
-    /// Notes what is to be told, and has it told before long.
-    fn tell(self: &Arc<Self>, note: impl FnOnce(&mut News)) {
-        note(&mut self.state.lock().news);
+    /// Has the news told before long.
+    fn tell(self: &Arc<Self>) {
         Work::queue_outside(self.clone(), |e| &e.tell);
     }
 
@@ -173,6 +172,7 @@ impl Events {
             true => Space::Full,
             false => Space::Enough,
         };
+        state.news.space = true;
         self.changed.notify_all();
         drop(state);
         if is_full {
@@ -183,7 +183,7 @@ impl Events {
         } else {
             pr_notice!("ploop{}: there is space for the image again\n", self.device);
         }
-        self.tell(|news| news.space = true);
+        self.tell();
     }
 
     /// So many bytes can still be written to the file system of the image.
@@ -196,6 +196,7 @@ impl Events {
             (Space::Enough | Space::Low | Space::Full, _) => return,
         };
         state.space = now;
+        state.news.space = true;
         drop(state);
         if now == Space::Low {
             pr_warn!(
@@ -204,7 +205,7 @@ impl Events {
                 bytes >> 20
             );
         }
-        self.tell(|news| news.space = true);
+        self.tell();
     }
 
     /// A request failed, because of its image or for want of space. That is told rarely, as many may.
@@ -216,16 +217,25 @@ impl Events {
             Op::Discard | Op::WriteZeroes => c"PLOOP_ERROR=discard",
             Op::Other => return,
         };
-        if self.state.lock().failures.is_due(sys::uptime_ms()) {
-            self.tell(|news| news.failure = Some((what, error)));
+        {
+            let mut state = self.state.lock();
+            if !state.failures.is_due(sys::uptime_ms()) {
+                return;
+            }
+            state.news.failure = Some((what, error));
         }
+        self.tell();
     }
 
     /// The image takes no more writes.
     pub(super) fn poisoned(self: &Arc<Self>) {
-        self.state.lock().is_poisoned = true;
+        {
+            let mut state = self.state.lock();
+            state.is_poisoned = true;
+            state.news.is_poisoned = true;
+        }
         self.changed.notify_all();
-        self.tell(|news| news.is_poisoned = true);
+        self.tell();
     }
 
     /// The image was replaced by one that takes writes.
