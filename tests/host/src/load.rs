@@ -6,7 +6,7 @@
 //! Parts of the disk are shared out in pieces that do not end where clusters do, so that the threads
 //! meet in most clusters; the rest in pieces of 1 MiB, in which whole clusters are written at once.
 
-use crate::cli::{Failure, Outcome, Words};
+use crate::cli::{self, Failure, Outcome, Words};
 use crate::dev::{self, Arg, Buffer, Guarded, Part};
 use crate::rng::Rng;
 use std::fs::{File, OpenOptions};
@@ -161,20 +161,16 @@ pub fn read_at_once(words: Words) -> Outcome {
         let what = "a device, an offset and lengths are wanted";
         return Err(Failure::Trouble(what.into()));
     };
-    let number = |text: &str| {
-        text.parse::<usize>()
-            .map_err(|e| Failure::Trouble(format!("'{text}': {e}")))
-    };
     let parts = parts.iter().map(|text| {
         let kib = text.strip_suffix('n');
-        let len = number(kib.unwrap_or(text))? << 10;
+        let len = (cli::parse(kib.unwrap_or(text))? << 10) as usize;
         Ok(Part {
             len,
             is_nowait: kib.is_some(),
         })
     });
     let parts = parts.collect::<Result<Vec<_>, Failure>>()?;
-    for result in dev::read_at_once(&open(path, false)?, number(offset)? as u64, &parts)? {
+    for result in dev::read_at_once(&open(path, false)?, cli::parse(offset)?, &parts)? {
         println!("{result}");
     }
     Ok(())
