@@ -313,7 +313,7 @@ impl Delta {
             return Ok(());
         }
         let now = Self::parse(&self.io, self.args, device)?;
-        let mut buf = PageBuf::new(1)?; // Before it is marked: then only I/O may fail.
+        let mut buf = PageBuf::new(1)?; // Not in `drop_surplus`, whose failure spoils it.
         match (&now, &self.format) {
             (Format::Ploop1(now), Format::Ploop1(then)) if now.is_same_layout(then) => {
                 let kept = now.header().valid_extension().filter(|_| keeps_extension);

@@ -26,7 +26,7 @@ impl Gate {
         GateClosed(self)
     }
 
-    /// Whether nobody waits at it.
+    /// Whether nobody has to wait at it.
     pub(super) fn is_open(&self) -> bool {
         self.is_open.load(Acquire)
     }
