@@ -35,6 +35,13 @@ pub fn text(text: &str) -> Result<()> {
         .map_err(failed)
 }
 
+/// Names and what they are, a line each.
+pub fn fields(lines: &[(&str, String)]) -> String {
+    lines.iter().fold(String::new(), |text, (name, value)| {
+        text + &format!("{:<13} {value}\n", format!("{name}:"))
+    })
+}
+
 /// Makes `text` the contents of the file `path`: a reader sees all of it or what was there before.
 /// It is not made durable.
 pub fn replace(path: &Path, text: &str) -> Result<()> {

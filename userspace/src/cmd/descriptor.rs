@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `ploopctl descriptor`, and what `info` says about a disk.
+//! `ploopctl descriptor`.
 
 use super::disk;
-use super::info::describe_work;
-use super::list::Row;
 use crate::cli::{AttachFormat, DescriptorCommand, RestoreArgs, SnapshotListArgs};
-use crate::descriptor::guid::Guid;
 use crate::descriptor::lock::FileLock;
 use crate::descriptor::{self, store, Descriptor};
 use crate::disk::files::{inspect, Which};
@@ -13,11 +10,8 @@ use crate::disk::intent::Intent;
 use crate::disk::restore::{rebuild, Request};
 use crate::error::{Code, Error, Result};
 use crate::output::{self, count};
-use crate::size::human;
-use crate::sysfs::{Device, Sysfs};
 use serde::Serialize;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Runs the command.
 pub fn run(command: &DescriptorCommand) -> Result<()> {
@@ -123,126 +117,4 @@ fn restore(args: &RestoreArgs) -> Result<()> {
         said += &format!("  {level} {name}\n");
     }
     output::text(&said)
-}
-
-#[derive(Serialize)]
-struct Info<'a> {
-    #[serde(serialize_with = "output::path")]
-    descriptor: &'a Path,
-    size: u64,
-    cluster_size: u64,
-    format: &'static str,
-    top: Guid,
-    images: Vec<ImageRow>,
-    unfinished: bool,
-    problems: Vec<String>,
-    /// Devices that have images of the disk.
-    devices: Vec<Row<'a>>,
-}
-
-/// An image of the chain of the top, the base first.
-#[derive(Serialize)]
-struct ImageRow {
-    uuid: Guid,
-    #[serde(serialize_with = "output::path")]
-    image: PathBuf,
-    /// `null` if it is missing, as for the next.
-    file_size: Option<u64>,
-    allocated_size: Option<u64>,
-}
-
-/// `ploopctl info` of a disk.
-pub fn info(path: &Path, is_json: bool) -> Result<()> {
-    let (path, descriptor) = disk::look(path)?;
-    let said = descriptor.disk();
-    let (_, mut found) = inspect(&path, &descriptor, Which::All);
-    found.wrong.append(&mut found.changed);
-    let devices = Sysfs::default().devices()?;
-    let has_image = |d: &&Device| {
-        said.images
-            .iter()
-            .any(|i| d.delta_of(&disk::file(&path, i)).is_some())
-    };
-    let devices: Vec<_> = devices.iter().filter(has_image).collect();
-    let rows = said
-        .chain(said.top)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|guid| {
-            let image = disk::file(&path, descriptor.image(guid));
-            let meta = std::fs::metadata(&image).ok();
-            ImageRow {
-                uuid: guid,
-                image,
-                file_size: meta.as_ref().map(std::fs::Metadata::len),
-                allocated_size: meta.map(|m| m.blocks().saturating_mul(512)),
-            }
-        });
-    let info = Info {
-        descriptor: &path,
-        size: said.size_sectors.saturating_mul(512),
-        cluster_size: said.cluster.bytes(),
-        format: if said.is_raw { "raw" } else { "ploop1" },
-        top: said.top,
-        images: rows.collect(),
-        unfinished: Intent::is_there(&path),
-        problems: found.wrong,
-        devices: devices.iter().map(|d| Row::new(d)).collect(),
-    };
-    if is_json {
-        return output::json(&info);
-    }
-    output::text(&describe(&info, said.images.len(), &devices))
-}
-
-fn describe(info: &Info<'_>, nr_images: usize, devices: &[&Device]) -> String {
-    let mut lines = vec![
-        ("descriptor", info.descriptor.display().to_string()),
-        (
-            "disk size",
-            format!("{} ({} bytes)", human(info.size), info.size),
-        ),
-        (
-            "format",
-            format!(
-                "{} base, {} clusters",
-                info.format,
-                human(info.cluster_size)
-            ),
-        ),
-        (
-            "deltas",
-            format!(
-                "{} in the chain of the top, {nr_images} in all",
-                info.images.len()
-            ),
-        ),
-    ];
-    for (level, row) in info.images.iter().enumerate() {
-        let space = row
-            .allocated_size
-            .map_or("missing".to_owned(), |n| format!("{} allocated", human(n)));
-        lines.push((
-            "delta",
-            format!("{level} {} {} ({space})", row.uuid, row.image.display()),
-        ));
-    }
-    for device in devices {
-        let access = if device.read_only {
-            "read-only"
-        } else {
-            "read-write"
-        };
-        lines.push((
-            "device",
-            format!("{}, {}, {access}", device.device.display(), device.state()),
-        ));
-        lines.extend(describe_work(device));
-    }
-    for problem in &info.problems {
-        lines.push(("problem", problem.clone()));
-    }
-    lines.iter().fold(String::new(), |text, (name, value)| {
-        text + &format!("{:<13} {value}\n", format!("{name}:"))
-    })
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `ploopctl info`.
 
+mod of_disk;
+
 use super::list::Row;
-use super::op::Shown;
+use super::op::{self, Shown};
 use super::{Target, LAGS};
 use crate::cli::TargetArgs;
 use crate::error::{Code, Error, Result};
@@ -62,7 +64,7 @@ pub fn run(args: &TargetArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     let (path, device) = match Target::resolve(&args.target, &sysfs)? {
         Target::Device(device) => (device.top().map(|t| t.image.clone()), Some(*device)),
-        Target::Disk(path) => return super::descriptor::info(&path, args.json),
+        Target::Disk(path) => return of_disk::run(&path, args.json),
         Target::Image(path) => {
             let device = sysfs.find_image(&path)?.into_iter().next();
             (Some(path), device)
@@ -192,7 +194,7 @@ fn describe(path: Option<&Path>, ploop1: Option<&Ploop1>, device: Option<&Device
         let failed = if d.aborted { ", writes fail" } else { "" };
         lines.push(("device", d.device.display().to_string()));
         lines.push(("state", format!("{}, {access}{failed}", d.state())));
-        lines.extend(describe_work(d));
+        lines.extend(op::describe(d));
         lines.push((
             "device size",
             format!("{} ({} bytes)", human(d.size), d.size),
@@ -206,25 +208,7 @@ fn describe(path: Option<&Path>, ploop1: Option<&Ploop1>, device: Option<&Device
             lines.push(("delta", format!("{} {what}", delta.level)));
         }
     }
-    lines.iter().fold(String::new(), |text, (name, value)| {
-        text + &format!("{:<13} {value}\n", format!("{name}:"))
-    })
-}
-
-/// What it does for long, and how it is about space.
-pub fn describe_work(d: &Device) -> Vec<(&'static str, String)> {
-    let mut lines = Vec::new();
-    if d.maintenance != "off" {
-        let status = operate::running(d).map(|s| Shown::new(&s).describe());
-        lines.push(("operation", status.unwrap_or_else(|| d.maintenance.clone())));
-    }
-    let space = match d.space.as_str() {
-        "low" => "low: the image will soon find none to grow",
-        "full" => "none left: writes wait; make some, or 'ploopctl detach --force' lets them fail",
-        _ => return lines,
-    };
-    lines.push(("space", space.to_owned()));
-    lines
+    output::fields(&lines)
 }
 
 fn describe_image(p: &Ploop1) -> Vec<(&'static str, String)> {

@@ -134,6 +134,22 @@ fn say(device: &Device, what: &str) -> Result<()> {
     output::text(&format!("{}: {what}\n", device.device.display()))
 }
 
+/// What a device does for long, and how it is about space: lines of `info`.
+pub fn describe(d: &Device) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    if d.maintenance != "off" {
+        let status = operate::running(d).map(|s| Shown::new(&s).describe());
+        lines.push(("operation", status.unwrap_or_else(|| d.maintenance.clone())));
+    }
+    let space = match d.space.as_str() {
+        "low" => "low: the image will soon find none to grow",
+        "full" => "none left: writes wait; make some, or 'ploopctl detach --force' lets them fail",
+        _ => return lines,
+    };
+    lines.push(("space", space.to_owned()));
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
