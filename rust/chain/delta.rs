@@ -4,6 +4,9 @@
 //! Everything here sleeps and none of it runs while the device serves requests, except
 //! [`Delta::write_index`], whose callers are serialised by the engine's commit.
 
+mod info;
+
+pub(crate) use self::info::Info;
 use crate::{
     error::{errno, Shown},
     format::{
@@ -14,7 +17,7 @@ use crate::{
     io::{lock::ImageLock, lock::Images, Io},
     sys::{
         self,
-        file::{Access, Identity, Kind},
+        file::{Access, Kind},
         pages::{PageBuf, PAGE_BYTES},
         prelude::*,
     },
@@ -32,8 +35,6 @@ use ploop_pure::{
 const READ_PAGES: usize = 32;
 /// Clusters of a raw image between two looks at whether the caller is to die.
 const SCAN_STEP: u32 = 1 << 16;
-/// Longest path that is shown.
-const PATH_BYTES: usize = 1024;
 
 /// How an image is to be opened; what ADD_DELTA says.
 #[derive(Clone, Copy)]
@@ -44,20 +45,6 @@ pub(crate) struct OpenArgs {
     pub(crate) access: Access,
     /// What the image must look like.
     pub(crate) expect: Expect,
-}
-
-/// What sysfs shows of a delta; fixed while it exists.
-pub(crate) struct Info {
-    /// Path of the image when it was added.
-    pub(crate) path: KVec<u8>,
-    /// The image file.
-    pub(crate) identity: Identity,
-    /// Name of the format.
-    pub(crate) format: &'static str,
-    /// Name of the io engine.
-    pub(crate) io: &'static str,
-    /// Whether the delta is read-only.
-    pub(crate) read_only: bool,
 }
 
 /// A delta of a device.
@@ -568,28 +555,6 @@ impl Delta {
     pub(crate) fn write_index(&self, page_no: u32, buf: &PageBuf, range: Range<usize>) -> Result {
         let pos = u64::from(page_no) * INDEX_PAGE_BYTES;
         self.io.write(pos, buf, range)
-    }
-}
-
-impl Info {
-    fn new(io: &Io, format: &Format, access: Access) -> Result<Self> {
-        let mut buf = KVec::from_elem(0u8, PATH_BYTES, GFP_KERNEL)?;
-        let mut path = KVec::new();
-        match io.as_file().path(&mut buf) {
-            Ok(p) => path.extend_from_slice(p, GFP_KERNEL)?,
-            // Only shown, so a longer one does not matter.
-            Err(e) if Errno::NameTooLong.is(e) => {
-                path.extend_from_slice(b"(path too long)", GFP_KERNEL)?
-            }
-            Err(e) => return Err(e),
-        }
-        Ok(Self {
-            path,
-            identity: io.as_file().identity()?,
-            format: format.name(),
-            io: io.name(),
-            read_only: access == Access::Read,
-        })
     }
 }
 
