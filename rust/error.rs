@@ -2,7 +2,7 @@
 //! Faults of pure code as errnos, in one place.
 
 use crate::sys::prelude::*;
-use ploop_pure::{check::Problem, lifecycle::Refusal};
+use ploop_pure::{lifecycle::Refusal, problem::Problem};
 
 /// A fault of pure code, to be printed: the kernel has a `Display` of its own.
 pub(crate) struct Shown<T>(pub(crate) T);

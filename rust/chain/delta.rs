@@ -26,8 +26,9 @@ use core::ops::Range;
 use ploop_pure::{
     abi,
     chain::{self, Member},
-    check::{BatScan, Length, Problem, Usage},
+    check::{BatScan, Length, Usage},
     layout::ploop1::Header,
+    problem::Problem,
     units::{Cluster, ImageCluster, INDEX_PAGE_BYTES, SECTOR_BYTES},
 };
 

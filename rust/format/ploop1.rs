@@ -3,8 +3,9 @@
 
 use crate::sys::{pages::PAGE_BYTES, prelude::*};
 use ploop_pure::{
-    check::{Length, Problem},
+    check::Length,
     layout::ploop1::{locate, page_range, Header, Mark, RawHeader, HEADER_BYTES, HEADER_SLOTS},
+    problem::Problem,
     units::{Cluster, ImageCluster, INDEX_PAGE_BYTES},
 };
 use zerocopy::{little_endian::U32, FromBytes, IntoBytes};

@@ -13,11 +13,12 @@ use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::libc;
 use nix::unistd::{lseek, Whence};
-use ploop_pure::check::{BatScan, Length, Problem};
+use ploop_pure::check::{BatScan, Length};
 use ploop_pure::layout::extension::{self, Item};
 use ploop_pure::layout::ploop1::{
     Header, Mark, RawHeader, FLAG_CONVERTING, HEADER_BYTES, MAGIC_V1, MAGIC_V2,
 };
+use ploop_pure::problem::Problem;
 use ploop_pure::repair::{judge, Extension, Findings, Tally};
 use ploop_pure::units::{Cluster, ImageCluster, INDEX_PAGE_BYTES};
 use std::fs::{self, File, OpenOptions};
@@ -297,7 +298,7 @@ impl Image {
         }
         found.state = Extension::Invalid;
         let is_free = |at: &ImageCluster| at.0 < length.clusters && !scan.is_used(*at);
-        let Some(at) = extension::slot(header, header.ext_offset).filter(is_free) else {
+        let Some(at) = header.slot_at(header.ext_offset).filter(is_free) else {
             return Ok(found);
         };
         if header.mark != Mark::ClosedV21 {

@@ -23,7 +23,7 @@ pub use ploop_pure::offline::compact::Zeros;
 use crate::error::{Code, Error, Result};
 use crate::image::{repair, Access, Image, Kind, Report};
 use crate::sysfs::Sysfs;
-use ploop_pure::check::Cure;
+use ploop_pure::problem::Cure;
 use ploop_pure::repair::{Extension, Plan, Scope};
 use std::path::Path;
 

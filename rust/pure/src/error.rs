@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The faults that pure code can find. Kernel and tool each map them to an errno once.
 
-use crate::check::Problem;
+use crate::problem::Problem;
 
 /// Why pure code refused something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -45,6 +45,7 @@ pub mod mem;
 #[cfg(mutant = "chosen")]
 mod mutants;
 pub mod offline;
+pub mod problem;
 pub mod rate;
 pub mod repair;
 pub mod slots;

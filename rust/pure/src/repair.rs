@@ -11,8 +11,9 @@
 //! no list of bad entries is kept, however many there are. Given the same image, it decides the
 //! same each time, so zeroing, copying and moving may be three scans.
 
-use crate::check::{Cure, Length, Problem, Usage};
+use crate::check::{Length, Usage};
 use crate::layout::ploop1::{Header, Mark, FLAG_EMPTY};
+use crate::problem::{Cure, Problem};
 use crate::units::{Cluster, ImageCluster};
 use core::fmt;
 

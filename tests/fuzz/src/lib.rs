@@ -5,9 +5,10 @@
 
 mod sums;
 
-use ploop_pure::check::{BatScan, Length, Problem};
+use ploop_pure::check::{BatScan, Length};
 use ploop_pure::layout::extension::{self, Item, Shape};
 use ploop_pure::layout::ploop1::{Header, RawHeader, HEADER_BYTES};
+use ploop_pure::problem::Problem;
 use ploop_pure::repair::{Plan, Scope};
 use ploop_pure::units::INDEX_PAGE_BYTES;
 use ploopctl::copy::{receive, Silent};

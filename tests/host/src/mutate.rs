@@ -7,11 +7,12 @@ use crate::dev::Buffer;
 use crate::device::{add_delta, Device};
 use crate::rng::Rng;
 use ploop_pure::abi;
-use ploop_pure::check::{BatScan, Length, Problem};
+use ploop_pure::check::{BatScan, Length};
 use ploop_pure::layout::ploop1::{
     Header, Mark, RawHeader, CLOSED_V21, HEADER_BYTES, HEADER_SLOTS, IN_USE, MAGIC_V1, MAGIC_V2,
     PAGE_SLOTS,
 };
+use ploop_pure::problem::Problem;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom};

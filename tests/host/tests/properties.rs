@@ -2,7 +2,7 @@
 //! Property tests of `ploop_pure` against models that are too simple to be wrong.
 
 use ploop_pure::alloc::{Alloc, Room, Take};
-use ploop_pure::check::{BatScan, Cure, Length, Problem};
+use ploop_pure::check::{BatScan, Length};
 use ploop_pure::extent::{Run, Runs};
 use ploop_pure::index::{DirtyPages, BATCH_MAX};
 use ploop_pure::layout::ploop1::{
@@ -12,6 +12,7 @@ use ploop_pure::lifecycle::{admit, Call, State};
 use ploop_pure::offline::grow::{Census, Grow, Plan};
 use ploop_pure::offline::merge::Merge;
 use ploop_pure::offline::{Action, Event, Found, Machine};
+use ploop_pure::problem::{Cure, Problem};
 use ploop_pure::units::{Cluster, ClusterSize, ImageCluster};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -12,7 +12,7 @@ use crate::locks::{ImageLock, Use};
 use crate::output::{self, count};
 use crate::size::human;
 use crate::sysfs::{Device, Sysfs};
-use ploop_pure::check::{Cure, Problem};
+use ploop_pure::problem::{Cure, Problem};
 use ploop_pure::repair::{Plan, Scope};
 use serde::Serialize;
 use std::cell::RefCell;

@@ -151,7 +151,7 @@ fn summary(report: &Report, allocated_size: u64) -> Ploop1 {
 
 /// Whether the in-use mark is all there is, but for the empty flag.
 fn is_only_marked(report: &Report) -> bool {
-    use ploop_pure::check::Problem;
+    use ploop_pure::problem::Problem;
     let harmless = [Problem::InUse, Problem::EmptyFlag];
     report.nr_omitted == 0 && report.problems.iter().all(|p| harmless.contains(p))
 }

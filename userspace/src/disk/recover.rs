@@ -17,8 +17,8 @@ use crate::image::{mend, Access, Image};
 use crate::locks::{ImageLock, Use};
 use crate::output;
 use crate::sysfs::Device;
-use ploop_pure::check::Problem;
 use ploop_pure::layout::ploop1::Mark;
+use ploop_pure::problem::Problem;
 use std::path::Path;
 
 /// What is to become of an unfinished operation.

@@ -4,7 +4,7 @@
 use super::{repair, Image, Report};
 use crate::error::{Code, Error, Result};
 use crate::output;
-use ploop_pure::check::{Cure, Problem};
+use ploop_pure::problem::{Cure, Problem};
 use ploop_pure::repair::{Plan, Scope};
 use std::path::Path;
 

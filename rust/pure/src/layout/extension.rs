@@ -130,16 +130,6 @@ impl Part {
     }
 }
 
-/// The slot at `sector`, if a data cluster begins there.
-pub fn slot(header: &Header, sector: u64) -> Option<ImageCluster> {
-    let cluster = u64::from(header.cluster.sectors());
-    if sector % cluster != 0 {
-        return None;
-    }
-    let at = ImageCluster(u32::try_from(sector / cluster).ok()?);
-    (at >= header.first_data).then_some(at)
-}
-
 /// Reads the extension in `bytes`, its cluster, whose part from [`DIGEST_FROM`] on has the MD5
 /// `digest`. `sink` gets what it holds; when the answer is `Invalid`, what it got is void.
 pub fn read(
@@ -152,7 +142,9 @@ pub fn read(
     if head.magic.get() != MAGIC || head.md5 != digest {
         return Err(Invalid);
     }
-    sink(Item::Slot(slot(header, header.ext_offset).ok_or(Invalid)?));
+    sink(Item::Slot(
+        header.slot_at(header.ext_offset).ok_or(Invalid)?,
+    ));
     loop {
         let (feature, tail) = RawFeature::ref_from_prefix(rest).map_err(|_| Invalid)?;
         let magic = feature.magic.get();
@@ -187,7 +179,7 @@ fn bitmap(header: &Header, data: &[u8], sink: &mut impl FnMut(Item)) -> Result<(
         sink(Item::Part(match entry.get() {
             0 => Part::Clear,
             1 => Part::Set,
-            sector => Part::At(slot(header, sector).ok_or(Invalid)?),
+            sector => Part::At(header.slot_at(sector).ok_or(Invalid)?),
         }));
     }
     Ok(())

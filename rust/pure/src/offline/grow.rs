@@ -7,8 +7,9 @@
 
 use super::pass::{Choice, Lacks, Pass, Step};
 use super::{Action, Event, Found, Machine};
-use crate::check::{Problem, Usage};
+use crate::check::Usage;
 use crate::layout::ploop1::{Header, ENTRY_BYTES, HEADER_BYTES};
+use crate::problem::Problem;
 use crate::units::{ImageCluster, SECTOR_BYTES};
 use core::fmt;
 

@@ -9,8 +9,8 @@ use super::engine::File;
 use super::judge::{contents, found, Found};
 use super::{Config, Fault, Tried};
 use crate::rng::Rng;
-use ploop_pure::check::Cure;
 use ploop_pure::layout::ploop1::{Header, Mark, HEADER_SLOTS};
+use ploop_pure::problem::Cure;
 use ploop_pure::repair::{Plan, Scope, Step};
 
 /// Power cuts during a repair that are followed by a repair, in percent.

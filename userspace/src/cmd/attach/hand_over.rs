@@ -9,7 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::image::mend;
 use nix::errno::Errno;
 use ploop_pure::abi;
-use ploop_pure::check::Cure;
+use ploop_pure::problem::Cure;
 use ploop_pure::repair::{Plan, Scope};
 use std::os::fd::AsFd;
 use std::path::Path;
