@@ -28,14 +28,13 @@ const NO_MEMORY_MAX_MS: u64 = 10_000;
 
 /// Calls `f`, again for some seconds as long as there is no memory; one in another for no longer. May
 /// sleep.
-pub(crate) fn with_memory(f: impl Fn() -> Result) -> Result {
+pub(crate) fn with_memory<T>(mut f: impl FnMut() -> Result<T>) -> Result<T> {
     let end = sys::uptime_ms().saturating_add(NO_MEMORY_MAX_MS);
     loop {
-        let result = f();
-        if result != Err(ENOMEM) || sys::uptime_ms() >= end {
-            return result;
+        match f() {
+            Err(e) if e == ENOMEM && sys::uptime_ms() < end => sys::sleep_ms(NO_MEMORY_MS),
+            result => return result,
         }
-        sys::sleep_ms(NO_MEMORY_MS);
     }
 }
 

@@ -14,7 +14,10 @@ use crate::{
         raw::Raw,
         Format,
     },
-    io::{lock::ImageLock, lock::Images, Io},
+    io::{
+        lock::{ImageLock, Images},
+        with_memory, Io,
+    },
     sys::{
         self,
         file::{Access, Kind},
@@ -338,7 +341,7 @@ impl Delta {
                 return Err(EINTR);
             }
             let pos = u64::from(page_no) * INDEX_PAGE_BYTES;
-            if self.io.read(pos, buf, 0..1)? != PAGE_BYTES {
+            if with_memory(|| self.io.read(pos, buf, 0..1))? != PAGE_BYTES {
                 return Err(EIO);
             }
             if format.clear_surplus(page_no, buf.page_mut(0).ok_or(EINVAL)?)? {
