@@ -31,7 +31,8 @@ pub struct BootArgs {
 /// Let nothing hold the devices up.
 ///
 /// On all devices, writes that wait for space fail, and merging, growing and compacting ends early.
-/// Nothing is done if systemd does not say that the host goes down.
+/// Nothing is done if systemd does not say that the host goes down, and with --last, for the very end,
+/// if it says anything else.
 #[derive(Debug, Args)]
 pub struct BootShutdownArgs {
     /// Also detach all devices: nothing else runs any more

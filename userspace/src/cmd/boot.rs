@@ -28,15 +28,14 @@ pub fn run(command: &BootCommand) -> Result<()> {
     match command {
         BootCommand::Attach(args) => attach_entry(&conf::entry(conf, &args.name)?),
         BootCommand::Detach(args) => detach_named(&args.name),
-        BootCommand::Shutdown(args) if args.last => {
-            detach_all();
-            Ok(())
-        }
-        BootCommand::Shutdown(_) => {
-            if goes_down() {
-                devices().iter().for_each(release);
-            } else {
-                output::note("note: the host does not go down: nothing is done");
+        BootCommand::Shutdown(args) => {
+            match (host(), args.last) {
+                // systemd does not answer any more where nothing else runs.
+                (Host::GoesDown | Host::Silent, true) => detach_all(),
+                (Host::GoesDown, false) => devices().iter().for_each(release),
+                (Host::IsUp, _) | (Host::Silent, false) => {
+                    output::note("note: the host does not go down: nothing is done");
+                }
             }
             Ok(())
         }
@@ -89,7 +88,7 @@ fn detach_named(name: &str) -> Result<()> {
         output::note(&format!("note: {name} is not attached"));
         return Ok(());
     };
-    let force = goes_down();
+    let force = host() == Host::GoesDown;
     if force {
         release(&device);
     }
@@ -175,12 +174,24 @@ fn devices() -> Vec<Device> {
     })
 }
 
-/// Whether systemd says that the host goes down.
-fn goes_down() -> bool {
+/// What systemd says of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    IsUp,
+    GoesDown,
+    /// Nothing: it is not there, or not any more.
+    Silent,
+}
+
+fn host() -> Host {
     let state = Command::new("systemctl")
         .arg("is-system-running")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output();
-    state.is_ok_and(|o| o.stdout.trim_ascii() == b"stopping")
+    match state.as_ref().map(|o| o.stdout.trim_ascii()) {
+        Ok(b"stopping") => Host::GoesDown,
+        Ok(b"" | b"offline" | b"unknown") | Err(_) => Host::Silent,
+        Ok(_) => Host::IsUp,
+    }
 }
