@@ -11,7 +11,7 @@ use crate::copy::source::{How, Source, SourceFile};
 use crate::copy::stream::Stream;
 use crate::copy::{v1, Silent, Sink, Watch};
 use crate::descriptor::guid::Guid;
-use crate::disk::{Live, Opened, Work};
+use crate::disk::{freeze, Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::{Access, Image};
 use crate::locks::{ImageLock, Use};
@@ -443,8 +443,7 @@ fn thaw(args: &CopyThawArgs) -> Result<()> {
     let node = operate::open(&device)?;
     node.track_abort()
         .map_err(|e| operate::refused(&device, "stop the write tracker of", e))?;
-    match node.thaw() {
-        Ok(()) => Ok(()),
-        Err(e) => Err(operate::refused(&device, "thaw the file systems on", e)),
-    }
+    node.thaw()
+        .map_err(|e| operate::refused(&device, "thaw the file systems on", e))?;
+    freeze::thaw_stacked_on(&Sysfs::default(), device.index)
 }

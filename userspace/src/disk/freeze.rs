@@ -34,15 +34,8 @@ impl Frozen {
     }
 
     fn on(devices: &[(String, String)]) -> Result<Self> {
-        if devices.is_empty() {
-            return Ok(Self::default());
-        }
-        let info = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
         let mut frozen = Self::default();
-        for at in mount_points(&info, devices) {
-            let file = File::open(&at)
-                .map_err(|e| Error::io(Code::Open, format!("cannot open {}", at.display()), e))?;
+        for (at, file) in mounted(devices)? {
             match dev::freeze(&file) {
                 Ok(()) => frozen.0.push((at, file)),
                 // By somebody else, who thaws it.
@@ -58,6 +51,39 @@ impl Frozen {
         }
         Ok(frozen)
     }
+}
+
+/// Thaws what [`Frozen`] has left frozen on what is stacked on device `index`, or somebody else.
+pub fn thaw_stacked_on(sysfs: &Sysfs, index: u32) -> Result<()> {
+    for (at, file) in mounted(&sysfs.stacked(index))? {
+        match dev::thaw(&file) {
+            // EINVAL: it is not frozen.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(e) => {
+                let what = format!("cannot thaw the file system at {}", at.display());
+                return Err(Error::io(Code::DeviceIoctl, what, e));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The mounted file systems on `devices`, open.
+fn mounted(devices: &[(String, String)]) -> Result<Vec<(PathBuf, File)>> {
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let info = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
+    let open = |at: PathBuf| match File::open(&at) {
+        Ok(file) => Ok((at, file)),
+        Err(e) => Err(Error::io(
+            Code::Open,
+            format!("cannot open {}", at.display()),
+            e,
+        )),
+    };
+    mount_points(&info, devices).into_iter().map(open).collect()
 }
 
 impl Drop for Frozen {
