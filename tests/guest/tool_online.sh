@@ -41,6 +41,9 @@ after=$(stat -c %s image)
 ((after + (30 << 20) < before)) || die "compacted from $before to $after"
 expect_event "DEVNAME=$device" PLOOP_OP=compact PLOOP_ERRNO=0
 expect_same_bytes "$at/kept" "$TEST_DIR/kept"
+# A detach that cannot be lets nothing fail.
+expect_fail ploopctl detach --force "$device" 2>"$TEST_DIR/said"
+grep -q "in use: mounted at $at" "$TEST_DIR/said" || die "detach said $(<"$TEST_DIR/said")"
 umount "$at"
 ploopctl trim "$device" 2>"$TEST_DIR/said"
 grep -q 'nothing is trimmed' "$TEST_DIR/said" || die 'trimmed what is not mounted'

@@ -293,13 +293,7 @@ fn add_error(wanted: Option<u32>, e: Errno) -> Error {
 
 /// Says who uses device `index`, as far as it can be found out; ourselves not counted.
 pub fn users(sysfs: &Sysfs, index: u32) -> Vec<String> {
-    let mut users = mounts(index);
-    users.extend(
-        sysfs
-            .holders(index)
-            .iter()
-            .map(|h| format!("held by /dev/{h}")),
-    );
+    let mut users = settled_users(sysfs, index);
     let own = std::process::id();
     for pid in locks::pids().filter(|p| u32::try_from(*p) != Ok(own)) {
         let fds = fs::read_dir(format!("/proc/{pid}/fd"));
@@ -308,6 +302,14 @@ pub fn users(sysfs: &Sysfs, index: u32) -> Vec<String> {
             users.push(format!("open in {}", locks::process(pid)));
         }
     }
+    users
+}
+
+/// Those who stay until somebody sends them away: mount points, swap, devices stacked on it.
+pub fn settled_users(sysfs: &Sysfs, index: u32) -> Vec<String> {
+    let mut users = mounts(index);
+    let holders = sysfs.holders(index);
+    users.extend(holders.iter().map(|h| format!("held by /dev/{h}")));
     users
 }
 

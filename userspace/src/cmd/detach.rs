@@ -23,6 +23,11 @@ pub fn run(args: &DetachArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     if args.force {
         let device = attached::device(&args.target)?;
+        // Nothing is lost for a detach that cannot be.
+        let users = control::settled_users(&sysfs, device.index);
+        if !users.is_empty() {
+            return Err(in_use(&device, &users));
+        }
         return Forced::begin(&sysfs, &device)?.restore_after(orderly(&sysfs, args));
     }
     orderly(&sysfs, args)
@@ -185,18 +190,31 @@ fn refused(sysfs: &Sysfs, device: &Device, what: &str, e: Errno) -> Error {
     }
     let now = sysfs.device(device.index).ok().flatten();
     if let Some(now) = now.filter(|d| d.maintenance != "off") {
+        if now.maintenance == "track" {
+            let message = format!("{at} is busy: it is being copied");
+            return Error::new(Code::Busy, message).hint(format!(
+                "end the 'ploopctl copy send' that copies it; 'ploopctl copy thaw {at}' ends what one \
+                 that was killed has left"
+            ));
+        }
         let message = format!("{at} is busy: its images are changed ({})", now.maintenance);
         return Error::new(Code::Busy, message).hint(format!(
             "'ploopctl op status {at}' shows how far it is, 'ploopctl op wait {at}' waits, \
              'ploopctl detach --force {at}' ends it early, which loses nothing"
         ));
     }
-    let users = control::users(sysfs, device.index);
-    let users = if users.is_empty() {
-        "open somewhere that cannot be seen from here".to_owned()
-    } else {
+    let mut users = control::users(sysfs, device.index);
+    if users.is_empty() {
+        users.push("open somewhere that cannot be seen from here".to_owned());
+    }
+    in_use(device, &users)
+}
+
+fn in_use(device: &Device, users: &[String]) -> Error {
+    let message = format!(
+        "{} is in use: {}",
+        device.device.display(),
         users.join(", ")
-    };
-    let message = format!("{at} is in use: {users}");
+    );
     Error::new(Code::Busy, message).hint("unmount it or end its users, then detach again")
 }

@@ -142,11 +142,15 @@ pub fn describe(d: &Device) -> Vec<(&'static str, String)> {
         lines.push(("operation", status.unwrap_or_else(|| d.maintenance.clone())));
     }
     let space = match d.space.as_str() {
-        "low" => "low: the image will soon find none to grow",
-        "full" => "none left: writes wait; make some, or 'ploopctl detach --force' lets them fail",
+        "low" => "low: the image will soon find none to grow".to_owned(),
+        "full" => format!(
+            "none left: writes wait; make some, or 'echo fail >/sys/block/ploop{}/ptune/on_full' \
+             lets them fail",
+            d.index
+        ),
         _ => return lines,
     };
-    lines.push(("space", space.to_owned()));
+    lines.push(("space", space));
     lines
 }
 
