@@ -191,9 +191,9 @@ pub struct CreateArgs {
 /// device.
 ///
 /// Several images are a chain, base first: each has what changed since the one before it. What is
-/// written goes to the last one. The others are only read, and never repaired, so that several
-/// devices may share them. They must have one cluster size and one format version, and none may
-/// be smaller than the one before it. With -f raw only the base is raw; it has the cluster size of
+/// written goes to the last one. The others are only read, so that several devices may share them; one
+/// that a crash left marked as in use is repaired first, if nobody else has it. They must have one
+/// cluster size and one format version, and none may be smaller than the one before it. With -f raw only the base is raw; it has the cluster size of
 /// the others.
 ///
 /// A disk is attached with all the images that its descriptor names. What an earlier command left
@@ -208,10 +208,12 @@ Examples:
   ploopctl attach -r --snapshot 0c5d8f5a-9fc1-4bd2-9e2c-6f5a1d7a6b01 /vz/101
   ploopctl attach -f raw /dev/sdb")]
 pub struct AttachArgs {
-    /// Attach read-only; no image file is changed in any way
+    /// Attach read-only; no image file is changed in any way, but what is unfinished in a disk is
+    /// completed or undone first
     #[arg(short, long)]
     pub read_only: bool,
-    /// Refuse an image that needs a repair instead of repairing it
+    /// Repair nothing: refuse an image to be written that needs it; one that is only read is read as
+    /// it is
     #[arg(long)]
     pub no_repair: bool,
     /// Attach as /dev/ploopN instead of the first unused one
@@ -255,8 +257,9 @@ Examples:
   ploopctl detach /dev/ploop0
   ploopctl detach disk.img")]
 pub struct DetachArgs {
-    /// End what it does for long, and let writes fail that wait for space; they are lost. A
-    /// descriptor that cannot be read or is locked does not keep the device
+    /// End what it does for long, and let writes fail that wait for space; they are lost. Not of what
+    /// is mounted, which is refused. A descriptor that cannot be read or is locked does not keep a
+    /// DEVICE
     #[arg(long)]
     pub force: bool,
     /// How long to wait for others that work on the disk
@@ -293,7 +296,8 @@ pub struct TargetArgs {
 
 /// Look for damage in an image, and mend it.
 ///
-/// Without --repair nothing is changed. Every problem is listed: header fields, the in-use mark,
+/// Without --repair no image is changed; of a disk, what is unfinished is completed or undone first.
+/// Every problem is listed: header fields, the in-use mark,
 /// a torn last cluster, and table entries that are misaligned, point into the header, past the
 /// end of the file or to a cluster that another one has. Space that nothing uses is counted, but
 /// is no damage.
@@ -304,7 +308,8 @@ pub struct TargetArgs {
 /// cluster the second gets a copy; which of them is right cannot be known. A header that
 /// contradicts itself is not repaired.
 ///
-/// Given a device, the image of which is changing, only the entries are judged.
+/// Given a device, the image of which is changing, only the entries of its top are judged. So it is with
+/// a disk that is attached.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit codes:
@@ -327,8 +332,8 @@ pub struct CheckArgs {
     /// How long to wait for others that work on the disk
     #[command(flatten)]
     pub wait: WaitArgs,
-    /// Path of an image, a disk, all images of which are checked, or a device (/dev/ploopN or
-    /// ploopN)
+    /// Path of an image, a disk, all images of which are checked if it is not attached, or a device
+    /// (/dev/ploopN or ploopN)
     #[arg(value_name = "IMAGE|DISK|DEVICE")]
     pub target: PathBuf,
 }
@@ -353,17 +358,20 @@ impl From<GivenFormat> for Format {
 
 /// Merge an image into the one below it.
 ///
-/// LOWER gets all that UPPER has; together they read as before, and then LOWER alone does. UPPER is
-/// not changed, and not removed: do that when the command has succeeded, and give the image
-/// that was above UPPER the image LOWER instead. If UPPER has the larger disk, LOWER is grown.
+/// LOWER gets all that UPPER has; together they read as before, and then LOWER alone does. Of images
+/// that are not attached, UPPER is not changed, and not removed: do that when the command has
+/// succeeded, and give the image that was above UPPER the image LOWER instead. If UPPER has the
+/// larger disk, LOWER is grown.
 ///
 /// A crash or Ctrl-C at any time loses nothing as long as both are kept: the same command again
 /// does the rest. But LOWER alone does not read as before any more, so no other image may
 /// build on it. Without --format, LOWER is of format ploop1.
 ///
 /// Both may be attached, one directly above the other in one device that writes to its top: then the
-/// kernel merges, the device goes on, and lets go of UPPER. With a DEVICE alone its top is merged
-/// into the one below, or what --level says.
+/// kernel merges, the device goes on, and lets go of UPPER, which holds nothing any more if it was the
+/// top. With a DEVICE alone its top is merged into the one below, or what --level says. The images of a
+/// disk with a descriptor are merged by 'ploopctl snapshot merge' and 'snapshot delete'; attached, here
+/// as well, and UPPER is removed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -377,6 +385,9 @@ pub struct MergeArgs {
     /// With DEVICE, the level that is merged into the one below [default: the top]
     #[arg(short, long, value_name = "N", conflicts_with = "upper")]
     pub level: Option<u32>,
+    /// Merge also images that a descriptor names: it is yours to put that right
+    #[arg(long, requires = "upper")]
+    pub force: bool,
     /// How fast the kernel may copy
     #[command(flatten)]
     pub rate: RateArgs,
@@ -529,7 +540,7 @@ mod tests {
         command.build();
         for (name, words) in [
             ("attach", "Several images are a chain"),
-            ("check", "Without --repair nothing is changed"),
+            ("check", "Without --repair no image is changed"),
             ("clone", "hard links"),
             ("convert", "The images must not be attached"),
             ("detach", "All data is written"),

@@ -320,6 +320,24 @@ fn an_image_of_a_disk_is_not_changed_alone() {
 }
 
 #[test]
+fn images_of_a_disk_are_not_merged_alone() {
+    let scratch = Scratch::new("desc-merge");
+    let disk = new_disk(&scratch, "d", &[]);
+    snapshot(&disk, A);
+    let images = files(&disk);
+    let (base, top) = (Path::new(&images[0]), Path::new(&images[1]));
+    let outside = scratch.create("outside.img", &["-s", "1M", "-b", "32K"]);
+    let before = (fs::read(base).unwrap(), fs::read(top).unwrap());
+    for (lower, upper) in [(base, top), (base, &outside), (&outside, top)] {
+        on(upper, &["merge", lower.to_str().unwrap()])
+            .expect(38)
+            .says(&["is an image of the disk", "--force"]);
+    }
+    assert_eq!((fs::read(base).unwrap(), fs::read(top).unwrap()), before);
+    on(top, &["merge", "--force", images[0].as_str()]).expect(0);
+}
+
+#[test]
 fn descriptors_are_made_anew() {
     let scratch = Scratch::new("desc-restore");
     let disk = new_disk(&scratch, "d", &[]);
