@@ -127,6 +127,7 @@ status 41 ploopctl backup incremental --parent cut-short "$disk" new
 rm cut-short
 status 38 ploopctl backup restore --to restored backups/1 backups/3
 status 1 ploopctl backup incremental --parent "$last" "$disk" backups/1
+status 38 ploopctl backup full --temporary "$TEST_DIR" "$disk" new
 [[ ! -e restored && ! -e new ]] || die 'something is left'
 
 note 'a backup that is ended leaves nothing; one that is killed, a snapshot to recover from'

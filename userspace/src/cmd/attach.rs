@@ -464,8 +464,8 @@ impl Candidate<'_> {
             Some(plan) if !self.is_read() => repaired = mend::carry_out(image, &report, plan)?,
             None if !self.is_read() && header.mark == Mark::ClosedV21 && header.ext_offset != 0 => {
                 output::note(&format!(
-                    "note: the format extension (dirty bitmap) of {} is dropped by writing to the \
-                        image",
+                    "note: {} has dirty bitmaps; those that go on are what 'ploopctl checkpoint list' \
+                     shows, the others are lost when it is written to",
                     self.at()
                 ));
             }

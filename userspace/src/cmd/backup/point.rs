@@ -74,7 +74,7 @@ impl Subject {
             Freeze::Yes
         };
         match self {
-            Self::Disk(disk) => of_disk(disk, &live, freeze),
+            Self::Disk(disk) => of_disk(disk, &live, args, freeze),
             Self::Device(device) => of_device(device, args, &live, freeze),
         }
     }
@@ -112,7 +112,12 @@ pub fn images_of(disk: &Opened, guid: Guid, force: bool) -> Result<Images> {
     })
 }
 
-fn of_disk(disk: &mut Opened, live: &Live, freeze: Freeze) -> Result<Point> {
+fn of_disk(disk: &mut Opened, live: &Live, args: &BackupArgs, freeze: Freeze) -> Result<Point> {
+    if args.temporary.is_some() {
+        let what = "--temporary is for a device without a descriptor";
+        let hint = "the images of a disk with one are beside it: make space there";
+        return Err(Error::new(Code::Param, what).hint(hint));
+    }
     let uuid = disk.snapshot(live, None, freeze)?;
     // A kill from here on leaves one that 'ploopctl recover' removes.
     let images = disk
