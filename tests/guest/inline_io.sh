@@ -80,6 +80,11 @@ head -c 32M /dev/urandom >"$TEST_DIR/data2"
 dd if="$TEST_DIR/data2" of="$device" bs=64k oflag=direct conv=fsync status=none
 expect_inline 90 overwrites dd if="$TEST_DIR/data2" of="$device" bs=64k oflag=direct conv=fsync status=none
 cmp -n $((32 << 20)) "$device" "$TEST_DIR/data2" || die "the disk does not hold what was written"
+# What is durable when it ends does not: the file's sync is a part of it.
+dd if="$TEST_DIR/data" of="$device" bs=64k count=16 oflag=direct conv=fsync status=none
+before=$(inline)
+dd if="$TEST_DIR/data2" of="$device" bs=64k count=16 oflag=direct,dsync status=none
+expect_same "$(inline)" "$before" 'inline requests, each durable when it ends'
 before=$(stat -c %Y "$image")
 detach "$device"
 (($(stat -c %Y "$image") >= before)) || die "the file's time went back"
