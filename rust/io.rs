@@ -168,7 +168,8 @@ impl Io {
         self.file().change(range.clone(), |file| file.zero(range))
     }
 
-    /// Whether [`Self::punch`] works on this file.
+    /// Whether [`Self::punch`] works on this file, which is tried behind its end: nobody may write to
+    /// it, or let it grow, meanwhile.
     pub(crate) fn can_punch(&self) -> bool {
         let file = self.file().as_file();
         // Behind the end of a file there is nothing to lose.

@@ -4,7 +4,7 @@
 use super::Device;
 use crate::{
     engine::Engine,
-    sys::{gen_disk::Limits, prelude::*},
+    sys::{file::Align, gen_disk::Limits, prelude::*},
 };
 
 /// Requests in flight for each CPU.
@@ -13,7 +13,7 @@ pub(super) const QUEUE_DEPTH: u32 = 128;
 /// The capacity of a running disk in sectors: whole logical blocks.
 pub(super) fn capacity(engine: &Engine<Device>, index: u32) -> u64 {
     let size = engine.chain.size_sectors();
-    let block_sectors = u64::from(limits(engine).logical_block) >> SECTOR_SHIFT;
+    let block_sectors = u64::from(align(engine).offset) >> SECTOR_SHIFT;
     let rest = size.checked_rem(block_sectors).unwrap_or(0);
     if rest != 0 {
         pr_notice!(
@@ -29,16 +29,24 @@ const IO_OPT_MAX: u64 = 4 << 20;
 /// What file systems give back at once; a part of that is made zero.
 const DISCARD_GRANULARITY: u32 = 4096;
 
-/// The limits of a running disk.
+/// What I/O has to keep to so that it suits all images.
+pub(super) fn align(engine: &Engine<Device>) -> Align {
+    let all = || engine.chain.deltas().map(|d| d.io().align());
+    Align {
+        offset: all().map(|a| a.offset).max().unwrap_or(512),
+        memory: all().map(|a| a.memory).max().unwrap_or(512),
+    }
+}
+
+/// The limits of a disk that is about to run. Not of one that does: it tries whether the image can be
+/// punched.
 pub(super) fn limits(engine: &Engine<Device>) -> Limits {
     let chain = &engine.chain;
     let cluster = chain.cluster();
-    // What suits all images.
-    let offset = chain.deltas().map(|d| d.io().align().offset).max();
-    let memory = chain.deltas().map(|d| d.io().align().memory).max();
+    let align = align(engine);
     Limits {
-        logical_block: offset.unwrap_or(512),
-        memory_align: memory.unwrap_or(512),
+        logical_block: align.offset,
+        memory_align: align.memory,
         // One read or write touches one cluster.
         chunk_sectors: cluster.sectors(),
         io_opt: cluster.bytes().min(IO_OPT_MAX) as u32,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! SNAPSHOT: what [`ploop_pure::snapshot`] decides, done to a running device.
 
-use super::{Control, Device};
+use super::{limits, Control, Device};
 use crate::{
     chain::{
         delta::{Delta, OpenArgs},
@@ -96,15 +96,15 @@ impl Device {
 
     /// Whether the disk's limits suit another engine: its block size cannot change now.
     pub(super) fn admit_limits(&self, old: &Engine<Self>, new: &Engine<Self>) -> Result {
-        let (old, new) = (super::limits::limits(old), super::limits::limits(new));
-        if new.logical_block > old.logical_block || new.memory_align > old.memory_align {
+        let (old, new) = (limits::align(old), limits::align(new));
+        if new.offset > old.offset || new.memory > old.memory {
             pr_err!(
                 "ploop{}: image refused: its file needs I/O in blocks of {} bytes at multiples of {} in memory, the disk has {} and {}\n",
                 self.index,
-                new.logical_block,
-                new.memory_align,
-                old.logical_block,
-                old.memory_align
+                new.offset,
+                new.memory,
+                old.offset,
+                old.memory
             );
             return Err(EINVAL);
         }
