@@ -224,11 +224,10 @@ int ploop_file_truncate(struct file *file, loff_t len)
 	 * all others.
 	 */
 	sb_start_write(file_inode(file)->i_sb);
-	ret = inode_lock_killable(d_inode(dentry));
-	if (!ret) {
-		ret = notify_change(file_mnt_idmap(file), dentry, &attr, NULL);
-		inode_unlock(d_inode(dentry));
-	}
+	/* Who is killed meanwhile may be in the middle of what has to be finished. */
+	inode_lock(d_inode(dentry));
+	ret = notify_change(file_mnt_idmap(file), dentry, &attr, NULL);
+	inode_unlock(d_inode(dentry));
 	sb_end_write(file_inode(file)->i_sb);
 	return ret;
 }
