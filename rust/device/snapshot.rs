@@ -22,6 +22,8 @@ use ploop_pure::{
 struct Steps<'a> {
     disk: DiskRef<'a, Device>,
     delta: Arc<Delta>,
+    /// Of it.
+    used: Used,
     old: Arc<Engine<Device>>,
     new: Arc<Engine<Device>>,
 }
@@ -62,7 +64,8 @@ impl Device {
             return Err(EROFS);
         }
         let chain = old.chain.with_top(delta.clone(), this.index)?;
-        let parts = Parts::of_top(&chain, &used, this.index)?;
+        // Its file is made ready when it is marked.
+        let parts = Parts::of_used(&chain, &used, this.index)?;
         let shared = old.shared().clone();
         let new = Engine::new(this.index, chain, parts, this.workers.clone(), shared)?;
         this.admit_limits(&old, &new)?;
@@ -73,6 +76,7 @@ impl Device {
         let steps = Steps {
             disk,
             delta,
+            used,
             old,
             new,
         };
@@ -120,7 +124,10 @@ impl Steps<'_> {
         let (mut gate, mut error) = (None, EIO);
         loop {
             let result = match action {
-                Action::MarkNew => self.delta.mark(this.index),
+                Action::MarkNew => self
+                    .delta
+                    .mark(this.index)
+                    .and_then(|()| Parts::prepare_file(&self.new.chain, &self.used, this.index)),
                 Action::CommitOld => self.old.commit(),
                 Action::Switch => {
                     // Until this is let go, no commit of the new top begins.
