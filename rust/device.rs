@@ -25,7 +25,7 @@ use crate::{
     io::{lock::Images, Io},
     sys::{
         epoch::Epoch,
-        file::File,
+        file::{File, Identity},
         frozen::{FrozenCell, Handler, QueueFrozen},
         fs_freeze::FrozenFs,
         gen_disk::{DiskRef, Limits},
@@ -48,8 +48,8 @@ struct Control {
     engine: Option<Arc<Engine<Device>>>,
     /// Held while there are deltas.
     pin: Option<ModulePin>,
-    /// MAX_DELTA_SIZE of the top.
-    max_delta_sectors: Option<u64>,
+    /// MAX_DELTA_SIZE in sectors, and the image that was the top then.
+    max_delta: Option<(u64, Identity)>,
     /// FREEZE.
     frozen_fs: Option<FrozenFs>,
     /// The disk is going away.
@@ -110,7 +110,7 @@ impl Device {
             folders: show::Folders::new(),
             engine: None,
             pin: None,
-            max_delta_sectors: None,
+            max_delta: None,
             frozen_fs: None,
             is_removed: false,
         };
@@ -246,7 +246,7 @@ impl Device {
         control.folders.truncate(keep);
         control.deltas.truncate(keep);
         if keep == 0 {
-            control.max_delta_sectors = None;
+            control.max_delta = None;
             *self.view.lock() = View::EMPTY;
             control.pin = None;
         }
@@ -286,9 +286,7 @@ impl Device {
             engine.shared().events.end();
             return Err(EINVAL);
         }
-        if let Some(sectors) = control.max_delta_sectors {
-            engine.limit_top(sectors);
-        }
+        control.limit_top(&engine);
         engine.begin();
         {
             let mut view = this.view.lock();
@@ -583,6 +581,14 @@ impl Control {
             (Some(_), _) => State::Running { nr_deltas },
             (None, 0) => State::Empty,
             (None, _) => State::Stopped { nr_deltas },
+        }
+    }
+
+    /// Limits the top of `engine` if that is still or again the image it was said of.
+    fn limit_top(&self, engine: &Engine<Device>) {
+        let top = self.deltas.last().map(|top| top.info().identity);
+        if let Some((sectors, _)) = self.max_delta.filter(|(_, image)| top == Some(*image)) {
+            engine.limit_top(sectors);
         }
     }
 }

@@ -235,10 +235,8 @@ impl Device {
     pub(crate) fn set_max_delta_size(&self, sectors: u64) -> Result {
         let mut control = self.control.lock();
         self.admit_change()?;
-        if control.deltas.is_empty() {
-            return Err(EINVAL);
-        }
-        control.max_delta_sectors = Some(sectors);
+        let top = control.deltas.last().ok_or(EINVAL)?.info().identity;
+        control.max_delta = Some((sectors, top));
         if let Some(engine) = &control.engine {
             engine.limit_top(sectors);
         }

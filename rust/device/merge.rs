@@ -339,6 +339,7 @@ impl Device {
             Ok((unfinished, used))
         })?;
         control.engine = Some(new.clone());
+        control.limit_top(&new);
         let finished = old.finish(unfinished).and_then(|closed| {
             // The source's slots are free only now, and nobody has got one before `begin`.
             Parts::prepare_file(&new.chain, &used, self.index)?;

@@ -187,7 +187,7 @@ impl Steps<'_> {
         })?;
         control.engine = Some(self.new.clone());
         // That of the old top.
-        control.max_delta_sectors = None;
+        control.max_delta = None;
         // There is room for both.
         let _ = control.deltas.push_within_capacity(self.delta.clone());
         let _ = this
