@@ -94,6 +94,7 @@ impl Device {
         args: OpenArgs,
     ) -> Result {
         let this = disk.driver();
+        this.admit_file(disk, file)?;
         let io = Io::open(file, args.access)?;
         let mut control = this.control.lock();
         this.admit_change()?;

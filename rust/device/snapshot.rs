@@ -40,6 +40,7 @@ impl Device {
         freeze_fs: bool,
     ) -> Result {
         let this = disk.driver();
+        this.admit_file(disk, file)?;
         let io = Io::open(file, args.access)?;
         let mut control = this.control.lock();
         admit(control.state(), Call::Snapshot).map_err(refusal)?;
@@ -96,6 +97,15 @@ impl Device {
             control.folders.truncate(level);
         }
         result
+    }
+
+    /// ELOOP for an image that is on the disk itself: it would wait for its own requests.
+    pub(super) fn admit_file(&self, disk: DiskRef<'_, Self>, file: &File) -> Result {
+        if disk.carries(file) {
+            pr_err!("ploop{}: image refused: it is on this disk\n", self.index);
+            return Err(Errno::Loop.error());
+        }
+        Ok(())
     }
 
     /// Whether the disk's limits suit another engine: its block size cannot change now.

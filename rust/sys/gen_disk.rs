@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Disks: `struct gendisk`, its limits, capacity, openers and ioctls.
 
-use super::{bindings, compat, frozen::QueueFrozen, mq::Driver, sleep_ms, Table, DISKS};
+use super::{
+    bindings, compat, file::File, frozen::QueueFrozen, mq::Driver, sleep_ms, Table, DISKS,
+};
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 use kernel::{
     error::{from_err_ptr, to_result},
@@ -275,6 +277,12 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
     pub(crate) fn notify_change(self) {
         // SAFETY: A live disk.
         unsafe { bindings::disk_uevent(self.0.as_ptr(), bindings::kobject_action_KOBJ_CHANGE) };
+    }
+
+    /// Whether `file` is on a file system on the disk, or the disk or a partition of it.
+    pub(crate) fn carries(self, file: &File) -> bool {
+        // SAFETY: A live disk; `File` is a live file.
+        unsafe { bindings::ploop_file_is_on(file.as_ptr().as_ptr(), self.0.as_ptr()) }
     }
 
     /// Makes the freezes that follow short, until dropped. Requests go on meanwhile. May sleep for some

@@ -200,6 +200,18 @@ struct inode *ploop_file_host(struct file *file)
 	return d_real_inode(file->f_path.dentry);
 }
 
+/* Whether the file is on the disk, or is it or a partition of it. */
+bool ploop_file_is_on(struct file *file, struct gendisk *disk)
+{
+	struct block_device *bdev;
+
+	if (S_ISBLK(file_inode(file)->i_mode))
+		bdev = file_bdev(file);
+	else
+		bdev = ploop_file_host(file)->i_sb->s_bdev;
+	return bdev && bdev->bd_disk == disk;
+}
+
 bool ploop_file_is_rdonly_fs(struct file *file)
 {
 	return sb_rdonly(file_inode(file)->i_sb);

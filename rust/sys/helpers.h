@@ -83,6 +83,7 @@ void ploop_kiocb_start_write(struct kiocb *iocb);
 void ploop_kiocb_end_write(struct kiocb *iocb);
 int ploop_file_truncate(struct file *file, loff_t len);
 struct block_device *ploop_file_bdev(struct file *file);
+bool ploop_file_is_on(struct file *file, struct gendisk *disk);
 int ploop_file_deny_writers(struct file *file);
 void ploop_file_allow_writers(struct file *file);
 int ploop_file_bmap(struct file *file, u64 pos, u64 *sector);

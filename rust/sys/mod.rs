@@ -87,6 +87,8 @@ pub(crate) enum Errno {
     OpNotSupp,
     /// The quota is exhausted.
     Quota,
+    /// Something would build on itself.
+    Loop,
     /// A path is too long.
     NameTooLong,
     /// There are no locks to be had.
@@ -112,6 +114,7 @@ impl Errno {
         match self {
             Self::OpNotSupp => bindings::EOPNOTSUPP,
             Self::Quota => bindings::EDQUOT,
+            Self::Loop => bindings::ELOOP,
             Self::NameTooLong => bindings::ENAMETOOLONG,
             Self::NoLocks => bindings::ENOLCK,
             Self::NoSys => bindings::ENOSYS,
