@@ -324,8 +324,9 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
 pub(crate) struct ReadyToFreeze<'a, D: BlockDevice>(DiskRef<'a, D>);
 
 impl<D: BlockDevice> ReadyToFreeze<'_, D> {
-    /// Calls `f` while no request is in flight, none enters, and no request handler runs. What
-    /// `f` allocates never starts I/O, and it must not wait for any. `None`, and requests go on, if
+    /// Calls `f` while no request is in flight, none enters, and no request handler runs. It must not
+    /// wait for I/O, and memory it gets at once or not at all: who would free some may be waiting to get
+    /// in. `None`, and requests go on, if
     /// `give_up` says so, which is asked now and then while requests in flight are waited for.
     ///
     /// What is in flight for long may wait for somebody who waits to get in, as a commit of the file
@@ -362,7 +363,11 @@ impl<D: BlockDevice> ReadyToFreeze<'_, D> {
         };
         // A handler may still be on its way out after ending its request.
         disk.driver().tags().wait_for_handlers();
+        // SAFETY: Ended below on the same task.
+        let scope = unsafe { bindings::ploop_no_reclaim_begin() };
         let r = f(&QueueFrozen::new(disk.driver()));
+        // SAFETY: Begun above.
+        unsafe { bindings::ploop_no_reclaim_end(scope) };
         // SAFETY: Frozen above.
         unsafe { bindings::ploop_unfreeze_queue(queue, flags) };
         Some(r)

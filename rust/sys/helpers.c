@@ -515,6 +515,20 @@ void ploop_freeze_ended(struct request_queue *q)
 }
 
 /* No new request enters from here on; those in flight go on. */
+/*
+ * From here on the task gets the memory that there is, the kernel's reserves included, or none: it
+ * waits for nobody.
+ */
+unsigned int ploop_no_reclaim_begin(void)
+{
+	return memalloc_noreclaim_save();
+}
+
+void ploop_no_reclaim_end(unsigned int flags)
+{
+	memalloc_noreclaim_restore(flags);
+}
+
 unsigned int ploop_freeze_start(struct request_queue *q)
 {
 	unsigned int flags = memalloc_noio_save();

@@ -103,6 +103,8 @@ bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid);
 
 void ploop_freeze_prepare(struct request_queue *q);
 void ploop_freeze_ended(struct request_queue *q);
+unsigned int ploop_no_reclaim_begin(void);
+void ploop_no_reclaim_end(unsigned int flags);
 unsigned int ploop_freeze_start(struct request_queue *q);
 bool ploop_freeze_wait(struct request_queue *q, unsigned int ms);
 void ploop_unfreeze_queue(struct request_queue *q, unsigned int flags);
