@@ -717,12 +717,18 @@ int ploop_fs_freeze(struct gendisk *disk, struct ploop_frozen_fs *fs)
 
 	fs->nr = 0;
 	for (i = 0; i < PLOOP_PARTITIONS && !ret; i++) {
+		struct block_device *part;
 		struct file *file;
+		dev_t dev;
 
-		if (!xa_load(&disk->part_tbl, i))
+		/* Those for which the disk has no minor have a number from elsewhere. */
+		rcu_read_lock();
+		part = xa_load(&disk->part_tbl, i);
+		dev = part ? part->bd_dev : 0;
+		rcu_read_unlock();
+		if (!dev)
 			continue;
-		file = bdev_file_open_by_dev(MKDEV(disk->major, disk->first_minor + i),
-					     BLK_OPEN_READ, NULL, NULL);
+		file = bdev_file_open_by_dev(dev, BLK_OPEN_READ, NULL, NULL);
 		if (IS_ERR(file)) {
 			ret = PTR_ERR(file);
 			/* The partition has just gone. */

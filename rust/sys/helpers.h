@@ -133,8 +133,8 @@ int ploop_epoch_enter(struct srcu_struct *ssp);
 void ploop_epoch_leave(struct srcu_struct *ssp, int idx);
 void ploop_epoch_wait(struct srcu_struct *ssp);
 
-/* Disk and partitions, as many as a disk has minors. */
-#define PLOOP_PARTITIONS 16
+/* Disk and partitions, as many as a disk can have. */
+#define PLOOP_PARTITIONS DISK_MAX_PARTS
 
 /* Block devices whose file systems are frozen, each open. */
 struct ploop_frozen_fs {
