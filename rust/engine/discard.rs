@@ -101,7 +101,7 @@ impl<D: Disk> Engine<D> {
             Place::Slot { .. } | Place::Hole => None,
         };
         let mut slots: [Option<ImageCluster>; RUN_MAX] = [None; RUN_MAX];
-        let clusters = || (start.0..).map(Cluster);
+        let clusters = || (start.0..=u32::MAX).map(Cluster);
         let mut done = 0;
         for (cluster, slot) in clusters().zip(slots.iter_mut().take(nr)) {
             match self.try_close(cluster, |place| in_top(place).is_some()) {

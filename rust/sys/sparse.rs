@@ -206,7 +206,8 @@ impl SparseWords {
     pub(crate) fn for_each(&self, mut f: impl FnMut(u32, &Atomic<u64>)) {
         for idx in 0..self.pages.len() {
             let Some(page) = self.page(idx) else { continue };
-            for (word, nr) in page.iter().zip((idx * PAGE_WORDS) as u32..) {
+            // The last index of all is that of the last word.
+            for (word, nr) in page.iter().zip((idx * PAGE_WORDS) as u32..=u32::MAX) {
                 f(nr, word);
             }
         }
