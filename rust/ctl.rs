@@ -235,21 +235,17 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
                 sectors: 0,
                 rate: 0,
             };
-            run_op(device, disk, wanted)?;
+            run_op(device, disk, Op::Merge, || Ok(wanted))?;
         }
         abi::GROW => {
-            let sectors = match device.ops().running() {
-                // The same call waits for the one that runs.
-                Some(Op::Grow) => 0,
-                _ => decode::grow(call.arg, device.cluster_sectors()?)?,
-            };
-            let wanted = Wanted {
-                op: Op::Grow,
-                level: 0,
-                sectors,
-                rate: 0,
-            };
-            run_op(device, disk, wanted)?;
+            run_op(device, disk, Op::Grow, || {
+                Ok(Wanted {
+                    op: Op::Grow,
+                    level: 0,
+                    sectors: decode::grow(call.arg, device.cluster_sectors()?)?,
+                    rate: 0,
+                })
+            })?;
         }
         abi::REPLACE_DELTA => {
             let ctl = decode::ctl(call.arg)?;
@@ -378,9 +374,14 @@ fn checkpoint_ioctl(device: &Device, call: Call) -> Result {
 
 /// Starts a long operation, unless the same runs already, and waits for its end, as OpenVZ's calls
 /// do. EINTR if a signal comes first; it goes on then, and the same call waits again.
-fn run_op(device: &Device, disk: DiskRef<'_, Device>, wanted: Wanted) -> Result {
-    if device.ops().running() != Some(wanted.op) {
-        Device::start_op(disk, wanted)?;
+fn run_op(
+    device: &Device,
+    disk: DiskRef<'_, Device>,
+    op: Op,
+    wanted: impl FnOnce() -> Result<Wanted>,
+) -> Result {
+    if device.ops().running() != Some(op) {
+        Device::start_op(disk, wanted()?)?;
     }
     device.ops().wait()?;
     match device.ops().status().result {
