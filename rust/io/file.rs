@@ -26,6 +26,9 @@ pub(crate) struct FileIo {
     bdev: Option<Pin<KBox<Bdev>>>,
     file: File,
     align: Align,
+    /// A sync has failed. Locked while one runs: what is lost is told but once, to any of those who
+    /// sync at the same time.
+    is_lost: Pin<KBox<Mutex<bool>>>,
     /// Changes through the file system that have ended, but for those of requests.
     changes: Atomic<u64>,
 }
@@ -68,6 +71,7 @@ impl FileIo {
             bdev,
             file,
             align,
+            is_lost: KBox::pin_init(new_mutex!(false), GFP_KERNEL)?,
             changes: Atomic::new(0),
         })
     }
@@ -111,12 +115,18 @@ impl FileIo {
         self.changes.load(Acquire)
     }
 
-    /// Makes everything durable.
+    /// Makes everything durable. Once that has failed, EIO for ever.
     pub(super) fn sync(&self) -> Result {
-        match self.bdev() {
+        let mut is_lost = self.is_lost.lock();
+        if *is_lost {
+            return Err(EIO);
+        }
+        let result = match self.bdev() {
             Some(bdev) => bdev.sync(|| self.file.sync()),
             None => self.file.sync(),
-        }
+        };
+        *is_lost = result.is_err();
+        result
     }
 
     /// The open file.
