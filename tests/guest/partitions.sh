@@ -25,3 +25,26 @@ mount "${device}p1" "$TEST_DIR/mnt"
 expect_same "$(<"$TEST_DIR/mnt/file")" hello "the file's contents"
 umount "$TEST_DIR/mnt"
 detach "$device"
+
+# More than the disk has minors for: their file systems are frozen like others, and no image of the disk
+# may be on them, which would wait for itself.
+ploopctl create -s 200M -b 64K "$SCRATCH/many.img" >/dev/null
+device=$(attach "$SCRATCH/many.img")
+{ echo 'label: gpt' && yes size=8MiB | head -n 18; } | sfdisk -q "$device"
+retry 10 test -b "${device}p18" || die 'partitions are missing'
+mkfs.ext4 -q "${device}p18"
+mount "${device}p18" "$TEST_DIR/mnt"
+ploopctl create -s 200M -b 64K "$TEST_DIR/mnt/own.img" >/dev/null
+status=0
+timeout 30 plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/mnt/own.img" 2>"$TEST_DIR/said" || status=$?
+((status == 1)) && grep -qE 'errno 40$|symbolic links' "$TEST_DIR/said" || die "an image on the disk itself: $status, $(<"$TEST_DIR/said")"
+ploopctl copy send --keep-frozen --to "$SCRATCH/copy.img" "$device" 2>/dev/null
+touch "$TEST_DIR/mnt/frozen" &
+writer=$!
+sleep 1
+kill -0 "$writer" || die 'the file system on partition 18 was not frozen'
+ploopctl copy thaw "$device"
+timeout 20 tail --pid "$writer" -f /dev/null || die 'it is not thawed'
+wait "$writer"
+umount "$TEST_DIR/mnt"
+detach "$device"

@@ -12,7 +12,7 @@ host=$(lsblk -dno MAJ:MIN "$host" | tr -d ' ' | tr : ,)
 # 200 pages of index.
 ploopctl create -s 12G -b 64K "$SCRATCH/0.img" >/dev/null
 device=$(attach "$SCRATCH/0.img")
-events=(ploop/ploop_hold ext4/ext4_sync_file_enter block/block_bio_queue)
+events=(ploop/ploop_hold ext4/ext4_sync_file_enter ext4/ext4_punch_hole block/block_bio_queue)
 for event in "${events[@]}"; do echo 1 >"$trace/events/$event/enable"; done
 size=$(grep -oE '[0-9]+' "$trace/buffer_size_kb" | tail -n 1)
 echo 20000 >"$trace/buffer_size_kb"
@@ -37,13 +37,16 @@ for ((round = 1; round <= 3; round++)); do
     awk -F '\t' -v host="$host" '
         $1 == "ploop_hold" { held = ($3 ~ /: 1$/); holds += held }
         $1 == "ext4_sync_file_enter" { syncs++; held_syncs += held }
+        $1 == "ext4_punch_hole" { punches++ }
         $1 == "block_bio_queue" && index($3, host " W") == 1 { writes++; if (held && $2 ~ /^plooptest/) held_writes++ }
-        END { print holds + 0, syncs + 0, held_syncs + 0, writes + 0, held_writes + 0 }' "$TEST_DIR/events" >"$TEST_DIR/counts"
-    read -r holds syncs held_syncs writes held_writes <"$TEST_DIR/counts"
+        END { print holds + 0, syncs + 0, held_syncs + 0, writes + 0, held_writes + 0, punches + 0 }' "$TEST_DIR/events" >"$TEST_DIR/counts"
+    read -r holds syncs held_syncs writes held_writes punches <"$TEST_DIR/counts"
     note "held $holds times; $syncs syncs, $held_syncs of them meanwhile; $writes writes to the file system, $held_writes of the snapshot's meanwhile"
     ((holds >= 1)) || die 'the queue was not held'
     ((syncs >= 2 && writes >= 10)) || die 'there was nothing to be done'
     ((held_syncs == 0)) || die 'a sync while the queue was held'
+    # Nothing of an image in use that may hold data by then.
+    ((punches == 0)) || die "$punches parts of images were punched"
     ((held_writes <= 1)) || die 'pages of the index were written while the queue was held'
 done
 for event in "${events[@]}"; do echo 0 >"$trace/events/$event/enable"; done

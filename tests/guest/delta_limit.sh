@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# MAX_DELTA_SIZE limits the image that was the top then, also after STOP and START, and where its
+# merge was undone; not the image that it is merged into.
+. "$(dirname "$0")/lib.sh"
+
+need perl
+STOP=0x5002 START=0x5003 MAX_DELTA_SIZE=0x4008501C
+
+# call NUMBER [VALUE]
+call() {
+    perl -e 'my ($dev, $nr, $value) = @ARGV; open(my $f, "<", $dev) or die "$!";
+        ioctl($f, hex $nr, defined $value ? pack("Q", $value) : 0) or die "ioctl $nr: $!\n"' "$device" "$@"
+}
+
+# fill FIRST: 16 new clusters.
+fill() { dd if=/dev/urandom of="$device" bs=64k seek="$1" count=16 oflag=direct conv=notrunc status=none 2>"$TEST_DIR/said"; }
+
+full() {
+    expect_fail fill "$1"
+    grep -q 'No space left' "$TEST_DIR/said" || die "$2: $(<"$TEST_DIR/said")"
+}
+
+scratch_fs ext4
+for i in 0 1; do ploopctl create -s 64M -b 64K "$SCRATCH/$i.img" >/dev/null; done
+device=$(attach "$SCRATCH"/[01].img)
+fill 0
+# Header and index have one of 24 clusters.
+call $MAX_DELTA_SIZE $((24 * 128))
+full 100 'limited'
+call $STOP
+call $START
+full 200 'after START'
+plooptest op --rate $((64 << 10)) --start "$device" merge top
+sleep 1
+plooptest op-cancel "$device"
+expect_same "$(nr_levels "$device")" 2 levels
+full 300 'after a merge that was undone'
+plooptest op "$device" merge top
+fill 400 || die "the base is limited: $(<"$TEST_DIR/said")"
+call $STOP
+call $START
+fill 500 || die "the base is limited after START: $(<"$TEST_DIR/said")"
+detach "$device"
+for i in 0 1; do ploopctl check "$SCRATCH/$i.img" >&2; done
