@@ -89,7 +89,8 @@ impl Io {
 
     /// Reads whole pages; fewer bytes only at the end of the file.
     pub(crate) fn read(&self, pos: u64, buf: &mut PageBuf, pages: Range<usize>) -> Result<usize> {
-        self.file().as_file().read_pages(pos, buf, pages)
+        self.file()
+            .to_the_end(|file| file.read_pages(pos, buf, pages))
     }
 
     /// Writes whole pages; again for a while without memory, as it makes no difference how much was.

@@ -39,12 +39,17 @@ struct Ploop {
 }
 
 /// All devices go when this does.
-struct Devices(Arc<ctl::Registry>);
+struct Devices {
+    registry: Arc<ctl::Registry>,
+    /// What they need as long as there is one.
+    errands: Option<sys::work::Errands>,
+}
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        self.0.close();
+        self.registry.close();
         sys::gen_disk::wait_until_freed();
+        self.errands = None;
         sys::report_leaks();
     }
 }
@@ -52,6 +57,7 @@ impl Drop for Devices {
 impl kernel::InPlaceModule for Ploop {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
+            let errands = sys::work::Errands::new()?;
             let registry = ctl::Registry::new()?;
             let major = sys::misc::BlockMajor::register(
                 ploop_pure::abi::MAJOR,
@@ -68,7 +74,10 @@ impl kernel::InPlaceModule for Ploop {
                 control <- sys::misc::MiscDevice::register(c"ploop-control", registry.clone()),
                 major,
                 minor_file,
-                _devices: Devices(registry),
+                _devices: Devices {
+                    registry,
+                    errands: Some(errands),
+                },
             }? Error))
         })
     }

@@ -5,7 +5,9 @@ use super::bdev::{Bdev, DiskShape};
 use crate::sys::{
     self,
     file::{Access, Align, File, Kind, Mode},
+    mq::noio,
     prelude::*,
+    work::errand,
 };
 use core::ops::Range;
 
@@ -26,6 +28,7 @@ pub(crate) struct FileIo {
     bdev: Option<Pin<KBox<Bdev>>>,
     file: File,
     align: Align,
+    is_killable: bool,
     /// A sync has failed. Locked while one runs: what is lost is told but once, to any of those who
     /// sync at the same time.
     is_lost: Pin<KBox<Mutex<bool>>>,
@@ -69,6 +72,7 @@ impl FileIo {
         let bdev = may_be.then(Bdev::new).transpose()?;
         Ok(Self {
             bdev,
+            is_killable: file.is_killable(),
             file,
             align,
             is_lost: KBox::pin_init(new_mutex!(false), GFP_KERNEL)?,
@@ -95,8 +99,24 @@ impl FileIo {
         }
     }
 
+    /// Calls `f` so that it ends when its I/O does, even if the caller is killed.
+    pub(super) fn to_the_end<R: Send>(
+        &self,
+        f: impl FnOnce(&File) -> Result<R> + Send,
+    ) -> Result<R> {
+        match self.is_killable {
+            // The worker does not know what memory may be got for this.
+            true => errand(|| noio(|| f(&self.file))).ok_or(EIO)?,
+            false => f(&self.file),
+        }
+    }
+
     /// Calls `f`, which may change where the blocks of `range` are or what counts of them.
-    pub(super) fn change(&self, range: Range<u64>, f: impl FnOnce(&File) -> Result) -> Result {
+    pub(super) fn change(
+        &self,
+        range: Range<u64>,
+        f: impl FnOnce(&File) -> Result + Send,
+    ) -> Result {
         self.write(|file| match self.bdev() {
             Some(bdev) => bdev.change(&range, || f(file)),
             None => f(file),
@@ -104,8 +124,8 @@ impl FileIo {
     }
 
     /// Calls `f`, which changes the file in any other way.
-    pub(super) fn write(&self, f: impl FnOnce(&File) -> Result) -> Result {
-        let result = f(&self.file);
+    pub(super) fn write(&self, f: impl FnOnce(&File) -> Result + Send) -> Result {
+        let result = self.to_the_end(f);
         self.changes.fetch_add(1, Release);
         result
     }
@@ -123,7 +143,7 @@ impl FileIo {
         }
         let result = match self.bdev() {
             Some(bdev) => bdev.sync(|| self.file.sync()),
-            None => self.file.sync(),
+            None => self.to_the_end(File::sync),
         };
         *is_lost = result.is_err();
         result

@@ -499,6 +499,42 @@ void ploop_ofd_unlock(struct file *file, loff_t start)
 	vfs_lock_file(file, F_SETLK, &fl, NULL);
 }
 
+struct ploop_errand {
+	struct work_struct work;
+	void (*run)(void *arg);
+	void *arg;
+};
+
+static void ploop_errand_run(struct work_struct *work)
+{
+	struct ploop_errand *errand = container_of(work, struct ploop_errand, work);
+
+	errand->run(errand->arg);
+}
+
+/* Calls a function on a worker, and waits for it whatever signal comes. */
+void ploop_errand(struct workqueue_struct *wq, void (*run)(void *arg), void *arg)
+{
+	struct ploop_errand errand = { .run = run, .arg = arg };
+
+	INIT_WORK_ONSTACK(&errand.work, ploop_errand_run);
+	queue_work(wq, &errand.work);
+	flush_work(&errand.work);
+	destroy_work_on_stack(&errand.work);
+}
+
+/* Whether a signal can end the current task. */
+bool ploop_is_mortal(void)
+{
+	return !(current->flags & PF_KTHREAD);
+}
+
+/* Whether a task that is killed does not wait for its I/O to the file: on a network, or in a program. */
+bool ploop_file_is_killable(struct file *file)
+{
+	return S_ISREG(file_inode(file)->i_mode) && !ploop_file_host(file)->i_sb->s_bdev;
+}
+
 /*
  * Makes the freeze that follows short: the queue's users are counted in one place from here on, so
  * that nobody has to wait for an RCU grace period with requests shut out. Requests go on meanwhile.

@@ -44,6 +44,24 @@ cmp -n $((8 << 20)) -i $((1 << 20)):0 "$device" "$TEST_DIR/data" >&2 || die 'rea
 detach "$device"
 ploopctl check "$image" >&2
 
+note 'who makes it durable is killed while the server is out of reach'
+device=$(attach "$image")
+dd if="$TEST_DIR/data" of="$device" bs=64K count=4 seek=600 oflag=direct status=none
+ip link set lo down
+plooptest sync "$device" &
+syncer=$!
+sleep 1
+kill -KILL "$syncer"
+sleep 2
+[[ -d /proc/$syncer ]] || note 'it did not wait'
+ip link set lo up
+wait "$syncer" || note "the one that was killed: status $?"
+expect_same "$(cat "/sys/block/${device##*/}/pstate/aborted")" 0 'writes refused'
+dd if="$TEST_DIR/data" of="$device" bs=64K count=4 seek=620 oflag=direct conv=fsync status=none
+cmp -n 262144 -i $((600 << 16)):0 "$device" "$TEST_DIR/data" >&2 || die 'what was synced is lost'
+detach "$device"
+ploopctl check "$image" >&2
+
 note 'under load, and the server out of reach for a while'
 device=$(attach "$image")
 blkdiscard -f -z "$device"
