@@ -425,8 +425,10 @@ impl<D: Disk> Engine<D> {
         }
         // No space is about this write alone.
         let is_lost = result.is_err_and(|e| !is_no_space(*e) && *e != EAGAIN);
-        if is_sync && !is_lost {
-            tracks.fua.succeeds();
+        match (is_sync, is_lost) {
+            (true, false) => tracks.fua.succeeds(),
+            (true, true) => tracks.fua.fails(),
+            (false, _) => {}
         }
         if let Some(pos) = pos {
             tracks.image_written(&(pos..pos.saturating_add(len)));

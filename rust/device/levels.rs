@@ -148,7 +148,10 @@ impl Device {
         let shared = old.shared().clone();
         let new = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
         self.admit_limits(old, &new)?;
-        self.replace_engine(disk, old, &new, || Ok(()))?;
+        self.replace_engine(disk, old, &new, || {
+            new.forget_losses();
+            Ok(())
+        })?;
         control.engine = Some(new.clone());
         new.mended();
         new.begin();

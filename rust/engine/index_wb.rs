@@ -180,11 +180,11 @@ impl<D: Disk> Engine<D> {
                         }
                         Err(e) => Err(e),
                     },
-                    Action::SyncData => top.io().sync(),
+                    Action::SyncData => self.sync_top(top),
                     Action::WriteIndex => self
                         .write_batch(top, &copies.index)
                         .inspect_err(|e| is_index_full = is_no_space(*e)),
-                    Action::SyncIndex => top.io().sync().inspect(|()| {
+                    Action::SyncIndex => self.sync_top(top).inspect(|()| {
                         if !self.drops() {
                             self.slow.lock().dirty.settle(true);
                         }
@@ -228,6 +228,21 @@ impl<D: Disk> Engine<D> {
                 action = commit.next(event);
             }
         })
+    }
+
+    /// Makes the top's file durable. A write with FUA that is on its way may be told of what this sync is
+    /// for, and this sync not.
+    fn sync_top(&self, top: &Delta) -> Result {
+        top.io().sync()?;
+        let fua = &self.shared.tracks.fua;
+        if fua.are_all_done() {
+            return Ok(());
+        }
+        self.shared.epoch.wait();
+        match fua.is_lost() {
+            true => Err(EIO),
+            false => Ok(()),
+        }
     }
 
     /// Moves dirty pages into flight and copies them from the map, which may change meanwhile:

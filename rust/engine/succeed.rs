@@ -214,6 +214,11 @@ impl<D: Disk> Engine<D> {
         cut
     }
 
+    /// What a write with FUA lost was of an image that is being replaced. With the queue frozen.
+    pub(crate) fn forget_losses(&self) {
+        self.shared.tracks.fua.begin_anew();
+    }
+
     /// The image that took no more writes has been replaced.
     pub(crate) fn mended(&self) {
         self.shared.events.mended();

@@ -384,6 +384,7 @@ impl Tracks {
     /// The device has stopped: the checkpoints there were. Nothing is noted any more.
     pub(crate) fn end(&self) -> Points {
         self.abort_tracker();
+        self.fua.begin_anew();
         let mut points = self.points.lock();
         self.noted.set(None);
         core::mem::take(&mut *points)

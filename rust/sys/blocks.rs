@@ -27,7 +27,7 @@ use kernel::{
 pub(crate) struct Syncs {
     begun: Atomic<u64>,
     succeeded: Atomic<u64>,
-    /// A flush of the device has failed.
+    /// One has failed, and what it was told nobody else is.
     is_lost: Atomic<bool>,
 }
 
@@ -51,7 +51,18 @@ impl Syncs {
         self.succeeded.fetch_add(1, Full);
     }
 
-    /// Whether a flush of the device has failed: what was written before may be gone.
+    /// One that has begun has failed.
+    pub(crate) fn fails(&self) {
+        self.is_lost.store(true, Release);
+    }
+
+    /// What failed was of another image: none is on its way.
+    pub(crate) fn begin_anew(&self) {
+        self.succeeded.store(self.begun.load(Acquire), Release);
+        self.is_lost.store(false, Release);
+    }
+
+    /// Whether one has failed: what was written before may be gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.is_lost.load(Acquire)
     }
@@ -206,7 +217,7 @@ impl Blocks {
         // What was not begun has lost nothing.
         match status == 0 || status == bindings::BLK_STS_AGAIN {
             true => this.syncs.succeeds(),
-            false => this.syncs.is_lost.store(true, Release),
+            false => this.syncs.fails(),
         }
         status == 0 && this.syncs.are_all_done()
     }
