@@ -77,7 +77,8 @@ load() {
     [[ ! -e $TEST_DIR/model ]] || from=(--from "$TEST_DIR/model")
     seed=$((seed + 1))
     rm -f "$TEST_DIR/stop"
-    plooptest load --seed "$seed" --seconds 20 --stop "$TEST_DIR/stop" "${from[@]}" --save "$TEST_DIR/model" "$device" >&2 &
+    # Enough for something to be everywhere.
+    plooptest load --seed "$seed" --seconds "$(limit 20)" --at-least 100 --stop "$TEST_DIR/stop" "${from[@]}" --save "$TEST_DIR/model" "$device" >&2 &
     sleep "$1"
     touch "$TEST_DIR/stop"
     wait $! || die 'the load found something wrong'

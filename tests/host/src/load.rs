@@ -310,12 +310,13 @@ impl Load<'_> {
     }
 }
 
-/// `load [--seed S] [--seconds N] [--stop FILE] [--jobs J] [--discard] [--tolerate] [--from FILE]
-/// [--save FILE] [--written] [--apart BYTES] DEV`
+/// `load [--seed S] [--seconds N] [--stop FILE [--at-least N]] [--jobs J] [--discard] [--tolerate]
+/// [--from FILE] [--save FILE] [--written] [--apart BYTES] DEV`
 pub fn load(mut words: Words) -> Outcome {
     let seed = words.number("--seed", 1)?;
     let seconds = words.number("--seconds", 10)?;
     let stop_file = words.text("--stop")?;
+    let at_least = words.number("--at-least", 0)?;
     let jobs = words.number("--jobs", 4)?.max(1);
     let (discards, tolerates) = (words.flag("--discard"), words.flag("--tolerate"));
     let (from, save) = (words.text("--from")?, words.text("--save")?);
@@ -357,8 +358,9 @@ pub fn load(mut words: Words) -> Outcome {
                 })
             })
             .collect();
+        let is_wanted = || stop_file.as_ref().is_some_and(|f| Path::new(f).exists());
         let is_over =
-            || Instant::now() >= end || stop_file.as_ref().is_some_and(|f| Path::new(f).exists());
+            || Instant::now() >= end || (load.done.load(Relaxed) >= at_least && is_wanted());
         while !stop.load(Relaxed) && !is_over() {
             std::thread::sleep(Duration::from_millis(50));
         }
