@@ -30,7 +30,7 @@ detach "$device"
 # may be on them, which would wait for itself.
 ploopctl create -s 200M -b 64K "$SCRATCH/many.img" >/dev/null
 device=$(attach "$SCRATCH/many.img")
-{ echo 'label: gpt' && yes size=8MiB | head -n 18; } | sfdisk -q "$device"
+{ echo 'label: gpt' && printf 'size=8MiB\n%.0s' {1..18}; } | sfdisk -q "$device"
 retry 10 test -b "${device}p18" || die 'partitions are missing'
 mkfs.ext4 -q "${device}p18"
 mount "${device}p18" "$TEST_DIR/mnt"
