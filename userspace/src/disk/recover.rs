@@ -222,6 +222,10 @@ impl Opened {
         let kind = if is_raw { Base::Raw } else { Base::Ploop1 };
         let is_top = self.descriptor.top().file == upper;
         let (lower, upper) = (self.other_file(lower), self.other_file(upper));
+        // What a command began that was killed may end at any moment, and then a level is another one.
+        for device in &self.users(outside)?.writers {
+            outside.settle(device)?;
+        }
         let users = self.users(outside)?;
         let has = |device: &&Device, path: &Path| device.delta_of(path).is_some();
         // One that reads the lower one alone would see it change.

@@ -339,6 +339,37 @@ fn merging_an_attached_disk() {
     }
 }
 
+/// A merge goes on when its tool is killed, and may end while the next command looks: the numbers of
+/// the levels are others then.
+#[test]
+fn a_merge_that_goes_on_is_waited_for() {
+    let mut nr_tried = 0;
+    for nr in 1.. {
+        let rig = Rig::new(false);
+        rig.attach();
+        let (before, text) = (rig.views(), store::read(&rig.path).unwrap());
+        rig.fake.stop_after(Some(nr));
+        let run = || rig.open().delete(&rig.fake, A).map(drop).unwrap();
+        let is_over = catch_unwind(AssertUnwindSafe(run)).is_ok();
+        rig.fake.stop_after(None);
+        if is_over {
+            break;
+        }
+        // Marked, and not merged yet.
+        if store::read(&rig.path).unwrap() == text || rig.fake.chain().len() < 3 {
+            continue;
+        }
+        nr_tried += 1;
+        rig.fake.goes_on_merging(1);
+        drop(rig.open());
+        assert_eq!(rig.fake.chain(), rig.files(Guid::TOP), "after step {nr}");
+        assert_eq!(rig.view(B), before[&B], "after step {nr}");
+        assert_eq!(rig.view(Guid::TOP), rig.guest, "after step {nr}");
+        rig.is_tidy();
+    }
+    assert!(nr_tried > 0);
+}
+
 #[test]
 fn merging_all() {
     for online in [false, true] {

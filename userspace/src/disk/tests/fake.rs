@@ -34,6 +34,8 @@ pub struct Fake {
     has_ended: Cell<bool>,
     /// What is attached read-only behind the tool's back, after the step of this name.
     meanwhile: RefCell<Option<(&'static str, Vec<PathBuf>)>>,
+    /// The level that is being merged without a tool.
+    merging: Cell<Option<u32>>,
 }
 
 /// An empty image.
@@ -134,7 +136,13 @@ impl Fake {
             nr_steps: Cell::new(0),
             has_ended: Cell::new(false),
             meanwhile: RefCell::default(),
+            merging: Cell::new(None),
         }
+    }
+
+    /// The merge of `level` goes on without its tool, and ends when the next is asked for or waited for.
+    pub fn goes_on_merging(&self, level: u32) {
+        self.merging.set(Some(level));
     }
 
     pub fn meanwhile(&self, step: &'static str, chain: Vec<PathBuf>) {
@@ -281,7 +289,8 @@ impl Outside for Fake {
         Ok(())
     }
 
-    fn merge(&self, _: &Device, level: u32) -> Result<()> {
+    fn merge(&self, device: &Device, level: u32) -> Result<()> {
+        self.settle(device)?;
         self.may()?;
         let level = level as usize;
         let chain = self.chain();
@@ -349,8 +358,11 @@ impl Outside for Fake {
         self.may().map(|()| 1)
     }
 
-    fn settle(&self, _: &Device) -> Result<()> {
-        Ok(())
+    fn settle(&self, device: &Device) -> Result<()> {
+        match self.merging.take() {
+            Some(level) => self.merge(device, level),
+            None => Ok(()),
+        }
     }
 
     fn step(&self, name: &str) {
