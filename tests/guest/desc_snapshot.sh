@@ -142,16 +142,8 @@ timeout 20 touch "$at/after"
 second=$(attach -r --snapshot "$uuid" "$disk")
 e2fsck -f -n "$second" >"$TEST_DIR/fsck" || die "a snapshot of a stacked file system is not clean: $(<"$TEST_DIR/fsck")"
 detach "$second"
-# Left frozen, with what is stacked on it, until somebody thaws it.
-ploopctl copy send --keep-frozen --to "$TEST_DIR/copy" "$disk" 2>/dev/null
-touch "$at/frozen" &
-writer=$!
-sleep 1
-kill -0 "$writer" || die 'what is stacked on the disk is not left frozen'
-ploopctl copy thaw "$disk"
-timeout 20 tail --pid "$writer" -f /dev/null || die 'what is stacked on the disk is not thawed'
-wait "$writer"
-rm -rf "$TEST_DIR/copy"
+# With what is stacked on it.
+left_frozen "$disk" "$at"
 umount "$at"
 dmsetup remove stacked
 ploopctl snapshot delete --uuid "$uuid" "$disk"

@@ -175,6 +175,20 @@ drop_caches() {
     echo 3 >/proc/sys/vm/drop_caches
 }
 
+# left_frozen TARGET DIR: a copy leaves the file system mounted at DIR frozen, until it is thawed.
+left_frozen() {
+    local copy=$TEST_DIR/left_frozen writer
+    ploopctl copy send --keep-frozen --to "$copy" "$1" 2>/dev/null
+    touch "$2/frozen" &
+    writer=$!
+    sleep 1
+    kill -0 "$writer" || die "the file system at $2 is not left frozen"
+    ploopctl copy thaw "$1"
+    timeout "$(limit 20)" tail --pid "$writer" -f /dev/null || die "the file system at $2 is not thawed"
+    wait "$writer"
+    rm -rf "$copy"
+}
+
 # trace_fs: sets `trace`, where the kernel's tracepoints are.
 trace_fs() {
     trace=/sys/kernel/tracing

@@ -38,13 +38,6 @@ ploopctl create -s 200M -b 64K "$TEST_DIR/mnt/own.img" >/dev/null
 status=0
 timeout 30 plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/mnt/own.img" >"$TEST_DIR/said" 2>&1 || status=$?
 ((status == 1)) && grep -qE 'errno 40$|symbolic links' "$TEST_DIR/said" || die "an image on the disk itself: $status, $(<"$TEST_DIR/said")"
-ploopctl copy send --keep-frozen --to "$SCRATCH/copy.img" "$device" 2>/dev/null
-touch "$TEST_DIR/mnt/frozen" &
-writer=$!
-sleep 1
-kill -0 "$writer" || die 'the file system on partition 18 was not frozen'
-ploopctl copy thaw "$device"
-timeout 20 tail --pid "$writer" -f /dev/null || die 'it is not thawed'
-wait "$writer"
+left_frozen "$device" "$TEST_DIR/mnt"
 umount "$TEST_DIR/mnt"
 detach "$device"
