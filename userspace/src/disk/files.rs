@@ -160,6 +160,16 @@ impl Opened {
         let image = self.descriptor.image(guid);
         let is_raw = self.is_raw(guid);
         Member::read(&self.file(image)?, guid, is_raw)
+    /// The same of the image whose file the descriptor calls `name`.
+    pub(super) fn file_named(&self, name: &str) -> Result<PathBuf> {
+        let mut images = self.descriptor.disk().images.iter();
+        let image = images.find(|i| i.file == name).ok_or_else(|| {
+            let what = format!("{} does not name {name}", self.path.display());
+            Error::new(Code::Descriptor, what)
+        })?;
+        self.file(image)
+    }
+
     }
 
     /// All deltas whose files can be looked at, and what is wrong with the others. Nobody can do

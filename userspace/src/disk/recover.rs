@@ -221,7 +221,8 @@ impl Opened {
         let is_raw = disk.is_raw && disk.base().is_some_and(|b| b.file == lower);
         let kind = if is_raw { Base::Raw } else { Base::Ploop1 };
         let is_top = self.descriptor.top().file == upper;
-        let (lower, upper) = (self.other_file(lower), self.other_file(upper));
+        // An intent is believed no more than a descriptor.
+        let (lower, upper) = (self.file_named(lower)?, self.file_named(upper)?);
         // What a command began that was killed may end at any moment, and then a level is another one.
         for device in &self.users(outside)?.writers {
             outside.settle(device)?;

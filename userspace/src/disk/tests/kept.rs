@@ -112,6 +112,24 @@ fn files_of_other_disks_stay() {
             .unwrap();
         assert_eq!(refused(&rig).code(), Code::Descriptor);
     }
+    // Nor of a merge: nothing is moved into what is not of the disk.
+    let top = rig.files(Guid::TOP).pop().unwrap();
+    let top = top.file_name().unwrap().to_str().unwrap().to_owned();
+    let before = fs::read(&foreign).unwrap();
+    for lower in [foreign.to_str().unwrap(), &up, "./root.hds"] {
+        let operation = Operation::Merge {
+            uuid: A,
+            child: Guid::TOP,
+            lower: lower.to_owned(),
+            upper: top.clone(),
+            marked: text.clone(),
+        };
+        Intent::new(operation, String::new(), String::new())
+            .store(&rig.path)
+            .unwrap();
+        assert_eq!(refused(&rig).code(), Code::Descriptor);
+    }
+    assert_eq!(fs::read(&foreign).unwrap(), before);
     Intent::remove(&rig.path).unwrap();
     assert!(foreign.exists());
     original.is_tidy();
