@@ -220,6 +220,29 @@ rm restored new
 detach "$device"
 rm points/* backups/*
 
+note 'a device that is detached during its backup, whose number another gets'
+device=$(attach image)
+ploopctl backup full --bwlimit 256K "$device" new >"$TEST_DIR/said" 2>&1 &
+tool=$!
+retry 30 compgen -G 'image.backup-*' >/dev/null || die 'no snapshot'
+retry 30 eval '(($(images) == 2))' || die 'it is not written to'
+head -c 1M /dev/urandom >"$TEST_DIR/late"
+dd if="$TEST_DIR/late" of="$device" bs=64k oflag=direct conv=notrunc,fsync status=none
+detach "$device"
+ploopctl create -s 4M -b 64K rival >/dev/null
+rival=$(attach -n "${device#/dev/ploop}" rival)
+expect_same "$rival" "$device" device
+ended=0
+wait "$tool" || ended=$?
+((ended != 0)) || die 'it says that all is well'
+grep -q 'holds what was written since' "$TEST_DIR/said" || die "no hint: $(<"$TEST_DIR/said")"
+detach "$rival"
+device=$(attach image image.backup-*)
+cmp -n $((1 << 20)) "$device" "$TEST_DIR/late" || die 'what was written meanwhile is lost'
+plooptest op "$device" merge top
+detach "$device"
+rm -f image.backup-* rival new
+
 note 'a raw image: until it is detached'
 truncate -s $((quiet + busy)) raw
 device=$(attach -f raw raw)

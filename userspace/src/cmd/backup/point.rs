@@ -93,7 +93,11 @@ impl Subject {
                 };
                 disk.delete(&live, *uuid).map(drop).map_err(left)
             }
-            (Self::Device(device), Made::Image(path)) => merge(device, path, args.bwlimit),
+            (Self::Device(device), Made::Image(path)) => {
+                // There is one at least.
+                let old_top = point.images.paths.last().unwrap_or(path);
+                merge(device, path, old_top, args.bwlimit)
+            }
             (Self::Disk(_), Made::Image(_)) | (Self::Device(_), Made::Snapshot(_)) => Ok(()),
         }
     }
@@ -227,22 +231,36 @@ fn now(device: &Device) -> Result<Device> {
     })
 }
 
-/// Merges the image `path`, the top of `device`, and removes it.
-fn merge(device: &Device, path: &Path, rate: u64) -> Result<()> {
+/// Merges the image `path`, the top of `device`, into that which was the top before, and removes it.
+fn merge(device: &Device, path: &Path, old_top: &Path, rate: u64) -> Result<()> {
     let (at, image) = (device.device.display(), path.display());
+    let lost = |e: Error| {
+        e.hint(format!(
+            "{image} holds what was written since the backup began: attach {} with it, then 'ploopctl \
+             merge' the two",
+            old_top.display()
+        ))
+    };
     let left = |e: Error| {
         e.hint(format!(
             "{at} goes on with the image {image}, which belongs to it now: 'ploopctl merge {at}' merges \
              it away, then it can be removed"
         ))
     };
-    let found = now(device)?;
+    let found = now(device).map_err(lost)?;
     if let Some(level) = found.delta_of(path).map(|d| d.level) {
         operate::run(&found, Operation::Merge { level }, rate).map_err(left)?;
         if now(device)?.delta_of(path).is_some() {
             let what = format!("{at} still has {image}");
             return Err(left(Error::new(Code::Busy, what)));
         }
+    }
+    // The number may be another device's by now.
+    let found = now(device).map_err(lost)?;
+    let below = found.delta_of(old_top);
+    if below.is_none() || below != found.top() {
+        let what = format!("{at} does not have {image} any more, nor what was below it");
+        return Err(lost(Error::new(Code::NotAttached, what)));
     }
     fs::remove_file(path).map_err(|e| {
         Error::io(
