@@ -85,10 +85,19 @@ impl Opened {
     ) -> Result<Self> {
         let path = &real(path)?;
         let file = FileLock::take(path, patience)?;
-        let descriptor = Descriptor::parse(path, &store::read(path)?)?;
-        let base = descriptor.disk().base().map(|b| dir_join(path, b));
-        let base = base.unwrap_or_else(|| path.clone());
-        let base = BaseLock::take(path, &base, work == Work::Long, patience)?;
+        let mut text = store::read(path)?;
+        let (descriptor, base) = loop {
+            let descriptor = Descriptor::parse(path, &text)?;
+            let base = descriptor.disk().base().map(|b| dir_join(path, b));
+            let base = base.unwrap_or_else(|| path.clone());
+            let base = BaseLock::take(path, &base, work == Work::Long, patience)?;
+            // Who had that lock alone may have changed it meanwhile.
+            let now = store::read(path)?;
+            if now == text {
+                break (descriptor, base);
+            }
+            text = now;
+        };
         let mut opened = Self {
             path: path.clone(),
             descriptor,
