@@ -84,6 +84,13 @@ impl Device {
         self.deltas.last()
     }
 
+    /// Whether both have an image: a number may be given to another device at any time.
+    pub fn shares_image_with(&self, other: &Self) -> bool {
+        let is_same = |a: &Delta, b: &Delta| (a.ino, a.dev) == (b.ino, b.dev);
+        let mut deltas = self.deltas.iter();
+        deltas.any(|a| other.deltas.iter().any(|b| is_same(a, b)))
+    }
+
     /// `running`, `stopped` or `empty`.
     pub fn state(&self) -> &'static str {
         match (self.running, self.deltas.is_empty()) {

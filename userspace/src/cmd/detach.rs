@@ -155,6 +155,12 @@ pub fn device_cleanly(sysfs: &Sysfs, device: &Device) -> Result<()> {
     let _turn = Turn::take()?;
     let control = control::open_any()?;
     let node = control::open_node(device.index)?;
+    // It was looked for before others were waited for.
+    let now = sysfs.device(device.index)?;
+    if now.is_some_and(|now| !now.deltas.is_empty() && !now.shares_image_with(device)) {
+        let what = format!("{} is another device by now", device.device.display());
+        return Err(Error::new(Code::NotAttached, what));
+    }
     let stopped = match control::while_busy(|| node.stop()) {
         // Not running: a tool was killed before START or after STOP.
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
