@@ -79,29 +79,35 @@ fn send(args: &CopySendArgs) -> Result<()> {
     };
     watch.end();
     // The connection is closed: the other side ends.
-    other.finish(sent)
+    let (sent, frozen) = match sent {
+        Ok(frozen) => (Ok(()), frozen),
+        Err(e) => (Err(e), None),
+    };
+    other.finish(sent)?;
+    if let Some(kernel) = frozen {
+        kernel.keep_frozen();
+    }
+    Ok(())
 }
 
+/// Sends it all; what is to be left frozen, and is thawed when dropped.
 fn run_sink(
     args: &CopySendArgs,
     found: &Found,
     sink: &mut dyn Sink,
     watch: &mut dyn Watch,
-) -> Result<()> {
+) -> Result<Option<Kernel>> {
     let options = send::Options {
         rate: args.bwlimit,
         rounds: args.rounds,
         stop_command: args.stop_command.clone(),
     };
     let Some(device) = &found.device else {
-        return send::at_rest(&found.source, sink, watch, &options);
+        return send::at_rest(&found.source, sink, watch, &options).map(|()| None);
     };
     let mut kernel = Kernel::open(device.clone())?;
     send::live(&found.source, &mut kernel, sink, watch, &options)?;
-    if args.keep_frozen {
-        kernel.keep_frozen();
-    }
-    Ok(())
+    Ok(args.keep_frozen.then_some(kernel))
 }
 
 /// Finds what `args` name.
@@ -195,11 +201,20 @@ fn find_device(args: &CopySendArgs, device: Device) -> Result<Found> {
             Error::new(Code::Param, what).hint("copy the lower ones as files, then --top-only")
         );
     }
+    // Of one that only reads, nobody shall write to the images meanwhile.
+    let images = match device.read_only {
+        true => source
+            .files
+            .iter()
+            .map(|file| Image::open(&file.path, Access::Read))
+            .collect::<Result<_>>()?,
+        false => Vec::new(),
+    };
     let device = Some(device).filter(|d| !d.read_only);
     Ok(Found {
         source,
         device,
-        images: Vec::new(),
+        images,
         _disk: None,
     })
 }

@@ -161,6 +161,7 @@ impl SourceFile {
                     got += n;
                     // Only the end of the file ends a read amid a block.
                     if n as u64 % ALIGN != 0 {
+                        self.must_end_at(start + got as u64)?;
                         break;
                     }
                 }
@@ -180,6 +181,16 @@ impl SourceFile {
         } else {
             Piece::Data(piece)
         })
+    }
+
+    /// Nothing of the file may be behind byte `end`.
+    fn must_end_at(&self, end: u64) -> Result<()> {
+        if end < self.len_bytes()? {
+            let at = self.path.display();
+            let what = format!("cannot read {at} at byte {end}: the file system gave a part only");
+            return Err(Error::new(Code::Read, what));
+        }
+        Ok(())
     }
 
     /// Whether nothing is allocated there. A file system that cannot tell has no holes.

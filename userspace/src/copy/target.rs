@@ -230,7 +230,7 @@ impl Target {
         }
         self.sync()?;
         if self.is_directory {
-            store::sync_dir(&self.partial.join("."))?;
+            store::sync_dir(&self.partial.join(descriptor::NAME))?;
         }
         self.rename()?;
         self.is_published = true;
