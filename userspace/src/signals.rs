@@ -15,6 +15,20 @@ fn ending() -> SigSet {
     ])
 }
 
+/// Those, and what else would stop or end a program that has frozen file systems.
+fn held() -> SigSet {
+    let mut held = ending();
+    for signal in [
+        Signal::SIGTSTP,
+        Signal::SIGALRM,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ] {
+        held.add(signal);
+    }
+    held
+}
+
 /// While this lives, those signals do not end the program, which asks for them instead.
 pub struct Requests {
     /// `None` if they cannot be asked for: then they end the program as usual.
@@ -55,13 +69,13 @@ pub struct Quiet(Option<SigSet>);
 impl Quiet {
     /// Holds the signals back.
     pub fn begin() -> Self {
-        Self(ending().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+        Self(held().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
     }
 }
 
 /// Starts a program, by `start`: it shall not inherit that they wait. One that has arrived ends us.
 pub fn for_child<T>(start: impl FnOnce() -> T) -> T {
-    let before = ending().thread_swap_mask(SigmaskHow::SIG_UNBLOCK);
+    let before = held().thread_swap_mask(SigmaskHow::SIG_UNBLOCK);
     let started = start();
     if let Ok(before) = before {
         let _ = before.thread_set_mask();
