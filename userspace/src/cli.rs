@@ -196,6 +196,8 @@ pub struct CreateArgs {
 /// cluster size and one format version, and none may be smaller than the one before it. With -f raw only the base is raw; it has the cluster size of
 /// the others.
 ///
+/// Images that a descriptor names are written to only as the whole chain of its top.
+///
 /// A disk is attached with all the images that its descriptor names. What an earlier command left
 /// unfinished there is completed or undone first, which is said on standard error.
 #[derive(Debug, Clone, Default, Args)]

@@ -109,6 +109,15 @@ fn a_disk_notices_that_its_base_changed() {
     };
     convert().expect(0);
     fs::remove_file(&raw).unwrap();
+    // Nor is it changed by its own name.
+    let other = scratch.create("other", &["-s", "1M", "-b", "64K"]);
+    let before = fs::read(&base).unwrap();
+    on(&base, &["resize", "-s", "2M"])
+        .expect(37)
+        .says(&["3 names"]);
+    on(&base, &["compact", "--drop-zeros"]).expect(37);
+    on(&other, &["merge", base.to_str().unwrap()]).expect(37);
+    assert_eq!(fs::read(&base).unwrap(), before);
     // Somebody writes to the base.
     let file = fs::OpenOptions::new().write(true).open(&base).unwrap();
     file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(9))
@@ -117,6 +126,9 @@ fn a_disk_notices_that_its_base_changed() {
     clone(&[], &one, &scratch.path("three")).expect(39);
     assert!(!scratch.path("three").exists());
 }
+
+/// OpenVZ's name of the top.
+const TOP: &str = "5fbaabe3-6958-40ff-92a7-860e329aab41";
 
 #[test]
 fn nothing_is_merged_into_what_others_build_on() {
@@ -134,6 +146,10 @@ fn nothing_is_merged_into_what_others_build_on() {
             .expect(37)
             .says(&["2 names"]);
         on(at, &["snapshot", "merge", "--all"]).expect(37);
+        // Nor does it become the top.
+        on(at, &["snapshot", "delete", "--uuid", TOP])
+            .expect(37)
+            .says(&["2 names"]);
         on(at, &["compact"]).expect(0).says(&["2 names"]);
         on(at, &["descriptor", "validate"]).expect(0);
     }

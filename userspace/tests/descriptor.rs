@@ -338,6 +338,35 @@ fn images_of_a_disk_are_not_merged_alone() {
 }
 
 #[test]
+fn an_image_of_a_disk_is_not_taken_for_the_disk() {
+    let scratch = Scratch::new("desc-part");
+    let disk = new_disk(&scratch, "d", &[]);
+    let (out, base) = (scratch.path("out"), disk.join("root.hds"));
+    let out = out.to_str().unwrap();
+    let made = || fs::remove_file(out).unwrap();
+    // Where it is all of it, it is.
+    ploopctl(&["backup", "full", base.to_str().unwrap(), out]).expect(0);
+    made();
+    snapshot(&disk, A);
+    let images = files(&disk);
+    let [base, top] = [images[0].as_str(), images[1].as_str()];
+    // The base is a snapshot.
+    ploopctl(&["convert", "-f", "raw", base, out]).expect(0);
+    made();
+    for args in [
+        &["convert", "-f", "raw", top, out][..],
+        &["convert", "-f", "raw", top, base, out],
+        &["backup", "full", top, out],
+        &["attach", base],
+        &["attach", top],
+    ] {
+        let run = ploopctl(args).expect(38);
+        run.says(&["is an image of the disk", "give the disk"]);
+    }
+    ploopctl(&["convert", "-f", "raw", base, top, out]).expect(0);
+}
+
+#[test]
 fn descriptors_are_made_anew() {
     let scratch = Scratch::new("desc-restore");
     let disk = new_disk(&scratch, "d", &[]);

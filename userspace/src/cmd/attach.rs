@@ -11,7 +11,7 @@
 
 mod hand_over;
 
-use super::control;
+use super::{attached, control};
 use crate::cli::{AttachArgs, AttachFormat};
 use crate::descriptor::guid::Guid;
 use crate::descriptor::named_by;
@@ -86,7 +86,12 @@ pub fn run(args: &AttachArgs) -> Result<()> {
             let what = "--snapshot and --force are for disks with a descriptor";
             return Err(Error::new(Code::Param, what));
         }
-        (_, 0) => (None, args.clone()),
+        (images, 0) => {
+            if !args.read_only {
+                attached::must_be_whole(images, attached::Wanted::Top)?;
+            }
+            (None, args.clone())
+        }
         ([given], _) => {
             let disk = super::disk::open(given, &live, Work::Short, &args.wait)?;
             let args = args_of(&disk, args)?;

@@ -2,12 +2,14 @@
 //! What is attached, found by any of its names; and the disk that a device is of.
 
 use super::Target;
-use crate::descriptor::model::{Disk, ROOTS};
+use crate::descriptor::model::{Disk, ImageEntry, ROOTS};
 use crate::descriptor::{self, store, Descriptor};
+use crate::disk::files;
 use crate::error::{Code, Error, Result};
 use crate::sysfs::{Delta, Device, Sysfs};
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The device that is named: by itself, by a disk that it writes to, or by an image that only it has.
@@ -111,6 +113,69 @@ pub fn must_be_alone(image: &Path, force: bool) -> Result<()> {
     Err(Error::new(Code::Param, what).hint(format!(
         "give the disk, {of}; --force changes the image alone, and what builds on it may be lost"
     )))
+}
+
+/// What the images that are named one by one are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The last one is written to.
+    Top,
+    /// They are read as a disk.
+    Chain,
+}
+
+/// Refuses `images` of a disk with a descriptor that are not those of its top, or of the snapshot that
+/// the last one is: what builds on one that is written to would be lost, and what is read without
+/// what it builds on is no disk. A descriptor that cannot be understood keeps nobody from anything.
+pub fn must_be_whole(images: &[PathBuf], wanted: Wanted) -> Result<()> {
+    let real = images.iter().filter_map(|i| fs::canonicalize(i).ok());
+    let real: Vec<_> = real.collect();
+    let Some(last) = real.last().filter(|_| real.len() == images.len()) else {
+        // What cannot be opened is said by who opens it.
+        return Ok(());
+    };
+    let Ok(Some(path)) = naming(last) else {
+        return Ok(());
+    };
+    let text = store::read(&path);
+    let Ok(descriptor) = text.and_then(|text| Descriptor::parse(&path, &text)) else {
+        return Ok(());
+    };
+    let file = |image: &ImageEntry| fs::canonicalize(store::dir_of(&path).join(&image.file)).ok();
+    let disk = descriptor.disk();
+    let guid = match wanted {
+        Wanted::Top => Some(disk.top),
+        Wanted::Chain => {
+            let mut all = disk.images.iter();
+            all.find(|i| file(i).as_ref() == Some(last)).map(|i| i.guid)
+        }
+    };
+    let chain = guid.map(|guid| descriptor.chain(guid)).unwrap_or_default();
+    if chain.into_iter().filter_map(file).eq(real.iter().cloned()) {
+        return Ok(());
+    }
+    let (at, of) = (last.display(), path.display());
+    let (what, hint) = match wanted {
+        Wanted::Top => (
+            format!("{at} is an image of the disk {of}, and these are not those of its top"),
+            "or -r to read the images: what builds on one that is written to is lost",
+        ),
+        Wanted::Chain => (
+            format!("{at} is an image of the disk {of}, and what it builds on is not given"),
+            "or all images of the chain, the base first",
+        ),
+    };
+    Err(Error::new(Code::Param, what).hint(format!("give the disk, {of}, {hint}")))
+}
+
+/// [`must_be_alone`] of an image that is to be changed: nor may its file have other names.
+pub fn must_be_ours(image: &Path, force: bool) -> Result<()> {
+    must_be_alone(image, force)?;
+    match fs::metadata(image) {
+        Ok(meta) if !force => files::must_be_ours(image, meta.nlink()),
+        // What cannot be opened is said by who opens it.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// The descriptor that names `image`, a path without symbolic links: beside it or, as an image may

@@ -140,6 +140,7 @@ fn full(args: &BackupFullArgs) -> Result<()> {
                 paths: vec![args.target.clone()],
                 base: args.format.into(),
             };
+            attached::must_be_whole(&images.paths, attached::Wanted::Chain)?;
             return closed(&job, &images);
         }
     };

@@ -23,9 +23,8 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         return level(args, &device, upper);
     }
     let lower = &args.lower;
-    for image in [upper, lower] {
-        attached::must_be_alone(image, args.force)?;
-    }
+    attached::must_be_alone(upper, args.force)?;
+    attached::must_be_ours(lower, args.force)?;
     let merged = offline::merge(lower, args.format.into(), upper, &mut Shown::new())?;
     output::text(&merged.describe(lower, upper))
 }

@@ -25,7 +25,7 @@ pub fn run(args: &ResizeArgs) -> Result<()> {
     match attached::subject(&args.image)? {
         Subject::Disk(descriptor) => return disk(args, &descriptor),
         Subject::Device(found) => return device(args, &found),
-        Subject::Image => attached::must_be_alone(&args.image, args.force)?,
+        Subject::Image => attached::must_be_ours(&args.image, args.force)?,
     }
     let has_grown = match (args.format, args.preallocate) {
         (GivenFormat::Raw, true) => offline::grow_raw(&args.image, args.size, Space::Full)?,

@@ -115,17 +115,7 @@ impl Member {
     /// Refuses to let it be changed if the file has other names: other disks build on it, perhaps,
     /// as clones do.
     pub fn must_be_ours(&self) -> Result<()> {
-        if self.links < 2 {
-            return Ok(());
-        }
-        let what = format!(
-            "{} is not changed: the file has {} names (hard links), and disks that build on it by another \
-             one would be damaged",
-            self.path.display(),
-            self.links
-        );
-        Err(Error::new(Code::InUse, what)
-            .hint("'ploopctl convert' makes one image of a disk that shares its base with others"))
+        must_be_ours(&self.path, self.links)
     }
 
     fn fit(&self, cluster: ClusterSize) -> Fit {
@@ -149,17 +139,27 @@ pub struct Problems {
     pub changed: Vec<String>,
 }
 
+/// Refuses to let the image `path`, whose file has so many names, be changed: disks build on it by
+/// another one, perhaps, as clones do.
+pub fn must_be_ours(path: &Path, links: u64) -> Result<()> {
+    if links < 2 {
+        return Ok(());
+    }
+    let what = format!(
+        "{} is not changed: the file has {links} names (hard links), and disks that build on it by another \
+         one would be damaged",
+        path.display()
+    );
+    Err(Error::new(Code::InUse, what)
+        .hint("'ploopctl convert' makes one image of a disk that shares its base with others"))
+}
+
 impl Opened {
     /// The file of a delta, if that is where it may be: in the directory of the descriptor.
     pub fn file(&self, image: &ImageEntry) -> Result<PathBuf> {
         own_file(&self.path, image)
     }
 
-    /// The delta `guid` with its file.
-    pub fn member(&self, guid: Guid) -> Result<Member> {
-        let image = self.descriptor.image(guid);
-        let is_raw = self.is_raw(guid);
-        Member::read(&self.file(image)?, guid, is_raw)
     /// The same of the image whose file the descriptor calls `name`.
     pub(super) fn file_named(&self, name: &str) -> Result<PathBuf> {
         let mut images = self.descriptor.disk().images.iter();
@@ -170,6 +170,11 @@ impl Opened {
         self.file(image)
     }
 
+    /// The delta `guid` with its file.
+    pub fn member(&self, guid: Guid) -> Result<Member> {
+        let image = self.descriptor.image(guid);
+        let is_raw = self.is_raw(guid);
+        Member::read(&self.file(image)?, guid, is_raw)
     }
 
     /// All deltas whose files can be looked at, and what is wrong with the others. Nobody can do

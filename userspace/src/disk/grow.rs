@@ -28,6 +28,7 @@ impl Opened {
         }
         self.members(disk.top, true)?;
         let top = self.member(disk.top)?;
+        top.must_be_ours()?;
         self.may_grow(&top, sectors)?;
         let writer = self.writer(&self.users(outside)?)?;
         let after = self

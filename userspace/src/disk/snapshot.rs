@@ -308,6 +308,7 @@ impl Opened {
         }
         self.must_be_detached(&self.users(outside)?, "what is in use is not thrown away")?;
         let below = self.member(parent)?;
+        below.must_be_ours()?;
         self.must_be_unused(&below.path, &outside.devices()?)?;
         let both = [
             Image::open(&self.file(self.descriptor.top())?, Access::Read)?,
