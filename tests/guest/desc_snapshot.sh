@@ -142,6 +142,11 @@ timeout 20 touch "$at/after"
 second=$(attach -r --snapshot "$uuid" "$disk")
 e2fsck -f -n "$second" >"$TEST_DIR/fsck" || die "a snapshot of a stacked file system is not clean: $(<"$TEST_DIR/fsck")"
 detach "$second"
+# Another file system is not frozen in its place.
+mount -t tmpfs tmpfs "$at"
+expect_fail ploopctl snapshot create "$disk" 2>"$TEST_DIR/said"
+grep -q 'mounted over' "$TEST_DIR/said" || die "it says $(<"$TEST_DIR/said")"
+umount "$at"
 # With what is stacked on it.
 left_frozen "$disk" "$at"
 umount "$at"

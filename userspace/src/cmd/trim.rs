@@ -4,13 +4,13 @@
 use super::attached;
 use crate::cli::TrimArgs;
 use crate::dev;
-use crate::disk::freeze::mount_points;
+use crate::disk::freeze::mounted;
 use crate::error::{Code, Error, Result};
 use crate::output;
 use crate::size::human;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 
 /// Runs the command.
@@ -24,17 +24,15 @@ pub fn run(args: &TrimArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     let mut devices = sysfs.parts(device.index);
     devices.extend(sysfs.stacked(device.index));
-    let info = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
-    let points = mount_points(&info, &devices);
+    let points = mounted(&devices)?;
     if points.is_empty() {
         output::note(&format!(
             "note: no file system on {at} is mounted here: nothing is trimmed"
         ));
     }
     let mut failed = None;
-    for point in points {
-        match trim(&point) {
+    for (point, file) in points {
+        match trim(&point, &file) {
             Ok(bytes) => {
                 let line = format!("{}: {} trimmed\n", point.display(), human(bytes));
                 output::text(&line)?;
@@ -48,11 +46,9 @@ pub fn run(args: &TrimArgs) -> Result<()> {
     failed.map_or(Ok(()), Err)
 }
 
-fn trim(point: &Path) -> Result<u64> {
+fn trim(point: &Path, file: &File) -> Result<u64> {
     let at = point.display();
-    let file =
-        File::open(point).map_err(|e| Error::io(Code::Open, format!("cannot open {at}"), e))?;
-    dev::trim(&file).map_err(|e| {
+    dev::trim(file).map_err(|e| {
         let what = format!("cannot trim the file system at {at}");
         let error = Error::io(Code::DeviceIoctl, what, e);
         match e {

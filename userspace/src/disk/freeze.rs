@@ -7,8 +7,9 @@ use crate::error::{Code, Error, Result};
 use crate::output;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
-use std::collections::BTreeSet;
+use nix::sys::stat::{major, minor};
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// File systems that are frozen; thawed when dropped. The signals that end a program must be held
@@ -68,22 +69,45 @@ pub fn thaw_stacked_on(sysfs: &Sysfs, index: u32) -> Result<()> {
     Ok(())
 }
 
-/// The mounted file systems on `devices`, open.
-fn mounted(devices: &[(String, String)]) -> Result<Vec<(PathBuf, File)>> {
+/// The mounted file systems on `devices` (name and `MAJOR:MINOR`), each once, open at a place where
+/// nothing else is mounted over it.
+pub fn mounted(devices: &[(String, String)]) -> Result<Vec<(PathBuf, File)>> {
     if devices.is_empty() {
         return Ok(Vec::new());
     }
     let info = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
-    let open = |at: PathBuf| match File::open(&at) {
-        Ok(file) => Ok((at, file)),
-        Err(e) => Err(Error::io(
-            Code::Open,
-            format!("cannot open {}", at.display()),
-            e,
-        )),
-    };
-    mount_points(&info, devices).into_iter().map(open).collect()
+    let mut mounted: Vec<(String, PathBuf, File)> = Vec::new();
+    let mut covered = None;
+    for (number, at) in mount_points(&info, devices) {
+        if mounted.iter().any(|(n, ..)| *n == number) {
+            continue;
+        }
+        let failed = |what: &str, e| {
+            let what = format!("cannot {what} {}", at.display());
+            Error::io(Code::Open, what, e)
+        };
+        let file = File::open(&at).map_err(|e| failed("open", e))?;
+        let dev = file.metadata().map_err(|e| failed("look at", e))?.dev();
+        // Of btrfs every subvolume has a number of its own.
+        if number.starts_with("0:") || number == format!("{}:{}", major(dev), minor(dev)) {
+            covered = covered.filter(|(n, _)| *n != number);
+            mounted.push((number, at, file));
+        } else {
+            covered = covered.or(Some((number, at)));
+        }
+    }
+    if let Some((_, at)) = covered {
+        let what = format!(
+            "another file system is mounted over that at {}",
+            at.display()
+        );
+        return Err(Error::new(Code::Mount, what).hint("unmount that one first"));
+    }
+    Ok(mounted
+        .into_iter()
+        .map(|(_, at, file)| (at, file))
+        .collect())
 }
 
 impl Drop for Frozen {
@@ -100,9 +124,8 @@ impl Drop for Frozen {
     }
 }
 
-/// Where the file systems on `devices` (name and `MAJOR:MINOR`) are mounted, one place each.
-pub fn mount_points(mountinfo: &str, devices: &[(String, String)]) -> Vec<PathBuf> {
-    let mut seen = BTreeSet::new();
+/// Where the file systems on `devices` (name and `MAJOR:MINOR`) are mounted, with their numbers.
+fn mount_points(mountinfo: &str, devices: &[(String, String)]) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();
     for line in mountinfo.lines() {
         let Some((left, right)) = line.split_once(" - ") else {
@@ -118,8 +141,9 @@ pub fn mount_points(mountinfo: &str, devices: &[(String, String)]) -> Vec<PathBu
         let is_on = |(name, dev): &(String, String)| {
             dev == number || source == Path::new("/dev").join(name)
         };
-        if devices.iter().any(is_on) && seen.insert((*number).to_owned()) {
-            found.push(PathBuf::from(output::unescape_mount(at)));
+        if devices.iter().any(is_on) {
+            let at = PathBuf::from(output::unescape_mount(at));
+            found.push(((*number).to_owned(), at));
         }
     }
     found
@@ -130,12 +154,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stacked_file_systems_are_found_once() {
+    fn stacked_file_systems_are_found() {
         let info = "30 1 254:3 / /mnt/a\\040b rw - ext4 /dev/mapper/x rw\n\
                     31 1 254:3 /sub /srv rw - ext4 /dev/mapper/x rw\n\
                     32 1 8:1 / / rw - ext4 /dev/sda1 rw\n";
         let devices = [("dm-3".to_owned(), "254:3".to_owned())];
-        assert_eq!(mount_points(info, &devices), [PathBuf::from("/mnt/a b")]);
+        let number = "254:3".to_owned();
+        let want = ["/mnt/a b", "/srv"].map(|at| (number.clone(), PathBuf::from(at)));
+        assert_eq!(mount_points(info, &devices), want);
         assert!(mount_points(info, &[]).is_empty());
     }
 }
