@@ -94,9 +94,11 @@ for kind in ploop1 raw; do
     ploopctl snapshot create "$disk" >/dev/null
 
     note 'a base that is attached alone, by its name'
-    options=()
-    [[ $kind != raw ]] || options=(-f raw -b 64K)
-    device=$(attach "${options[@]}" "$disk/root.hds")
+    options=() raw=()
+    [[ $kind != raw ]] || options=(-f raw -b 64K) raw=(--format raw)
+    says 38 'not those of its top' attach "${options[@]}" "$disk/root.hds"
+    # By a program that does not ask.
+    device=/dev/$(plooptest attach-raw "${raw[@]}" --cluster-log 7 "$disk/root.hds" | grep -oE 'ploop[0-9]+')
     says 37 'is not the top' snapshot merge "$disk"
     expect_same "$(find "$disk" -name 'root.hds*' | wc -l)" 2 'images'
     detach "$device"
