@@ -18,13 +18,17 @@ size=$(grep -oE '[0-9]+' "$trace/buffer_size_kb" | tail -n 1)
 echo 20000 >"$trace/buffer_size_kb"
 echo 0 >"$trace/tracing_on"
 
+# has_new NR: so many clusters of the top were written.
+has_new() { (($(cat "/sys/block/${device##*/}/pstate/allocated_clusters") >= before + $1)); }
+
 for ((round = 1; round <= 3; round++)); do
     ploopctl create -s 12G -b 64K "$SCRATCH/$round.img" >/dev/null
-    # First writes all over the disk, none of which is flushed.
+    # First writes all over the disk, none of which is flushed, until half of the index is to be written.
+    before=$(cat "/sys/block/${device##*/}/pstate/allocated_clusters")
     fio --name=load --filename="$device" --direct=1 --ioengine=io_uring --rw=randwrite --bs=4k --iodepth=8 \
-        --time_based --runtime=30 --randseed="$round" --minimal >/dev/null &
+        --time_based --runtime="$(limit 60)" --randseed="$round" --minimal >/dev/null &
     load=$!
-    sleep 2
+    retry 25 has_new 200 || die 'the load does not get on'
     : >"$trace/trace"
     echo 1 >"$trace/tracing_on"
     plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/$round.img"
