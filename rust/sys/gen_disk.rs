@@ -326,8 +326,8 @@ pub(crate) struct ReadyToFreeze<'a, D: BlockDevice>(DiskRef<'a, D>);
 impl<D: BlockDevice> ReadyToFreeze<'_, D> {
     /// Calls `f` while no request is in flight, none enters, and no request handler runs. It must not
     /// wait for I/O, and memory it gets at once or not at all: who would free some may be waiting to get
-    /// in. `None`, and requests go on, if
-    /// `give_up` says so, which is asked now and then while requests in flight are waited for.
+    /// in. `None`, and requests go on, if `give_up` says so, which is asked now and then while requests
+    /// in flight are waited for.
     ///
     /// What is in flight for long may wait for somebody who waits to get in, as a commit of the file
     /// system below for memory that is swapped out to this disk. So after a second all are let in for a

@@ -550,7 +550,6 @@ void ploop_freeze_ended(struct request_queue *q)
 	percpu_ref_switch_to_percpu(&q->q_usage_counter);
 }
 
-/* No new request enters from here on; those in flight go on. */
 /*
  * From here on the task gets the memory that there is, the kernel's reserves included, or none: it
  * waits for nobody.
@@ -565,6 +564,7 @@ void ploop_no_reclaim_end(unsigned int flags)
 	memalloc_noreclaim_restore(flags);
 }
 
+/* No new request enters from here on; those in flight go on. */
 unsigned int ploop_freeze_start(struct request_queue *q)
 {
 	unsigned int flags = memalloc_noio_save();
