@@ -250,13 +250,13 @@ fn merge(device: &Device, path: &Path, old_top: &Path, rate: u64) -> Result<()> 
     let found = now(device).map_err(lost)?;
     if let Some(level) = found.delta_of(path).map(|d| d.level) {
         operate::run(&found, Operation::Merge { level }, rate).map_err(left)?;
-        if now(device)?.delta_of(path).is_some() {
-            let what = format!("{at} still has {image}");
-            return Err(left(Error::new(Code::Busy, what)));
-        }
     }
     // The number may be another device's by now.
     let found = now(device).map_err(lost)?;
+    if found.delta_of(path).is_some() {
+        let what = format!("{at} still has {image}");
+        return Err(left(Error::new(Code::Busy, what)));
+    }
     let below = found.delta_of(old_top);
     if below.is_none() || below != found.top() {
         let what = format!("{at} does not have {image} any more, nor what was below it");
