@@ -193,8 +193,8 @@ pub struct CreateArgs {
 /// Several images are a chain, base first: each has what changed since the one before it. What is
 /// written goes to the last one. The others are only read, so that several devices may share them; one
 /// that a crash left marked as in use is repaired first, if nobody else has it. They must have one
-/// cluster size and one format version, and none may be smaller than the one before it. With -f raw only the base is raw; it has the cluster size of
-/// the others.
+/// cluster size and one format version, and none may be smaller than the one before it. With -f raw
+/// only the base is raw; it has the cluster size of the others.
 ///
 /// Images that a descriptor names are written to only as the whole chain of its top.
 ///
@@ -299,10 +299,9 @@ pub struct TargetArgs {
 /// Look for damage in an image, and mend it.
 ///
 /// Without --repair no image is changed; of a disk, what is unfinished is completed or undone first.
-/// Every problem is listed: header fields, the in-use mark,
-/// a torn last cluster, and table entries that are misaligned, point into the header, past the
-/// end of the file or to a cluster that another one has. Space that nothing uses is counted, but
-/// is no damage.
+/// Every problem is listed: header fields, the in-use mark, a torn last cluster, and table entries that
+/// are misaligned, point into the header, past the end of the file or to a cluster that another one
+/// has. Space that nothing uses is counted, but is no damage.
 ///
 /// With --repair the plan is printed first and then carried out, so that a crash at any time does
 /// no harm. Nothing is lost by clearing the mark, completing the last cluster and cutting an
