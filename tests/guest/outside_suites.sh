@@ -74,12 +74,12 @@ run() {
 suites() {
     local mine=() i
     for ((i = $1; i < ${#stressors[@]}; i += $(share 4 1))); do mine+=("${stressors[i]}"); done
-    run fsx fsx -S "$seed" -N "$(share 1000 100000)" file
-    run dbench dbench -t "$(share 5 300)" 4
+    run fsx fsx -S "$seed" -N "$(share 1000 30000)" file
+    run dbench dbench -t "$(share 5 120)" 4
     run fio fio --name=job --size=8M --numjobs=2 --rw=randrw --bsrange=512-64k --ioengine=libaio --iodepth=8 \
         --fsync=32 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed="$seed" --minimal
     run stress stress-ng --seed "$seed" --temp-path . --sequential 2 --with "$(IFS=,; echo "${mine[*]}")" \
-        --timeout "$(share 1 20)" --verify --hdd-bytes 8M --fallocate-bytes 8M --iomix-bytes 8M
+        --timeout "$(share 1 10)" --verify --hdd-bytes 8M --fallocate-bytes 8M --iomix-bytes 8M
     grep -E 'skipped|passed|failed' "$TEST_DIR/stress.out" | cut -c1-200 >&2
 }
 
