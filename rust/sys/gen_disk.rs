@@ -478,9 +478,9 @@ pub(crate) fn wait_until_freed() {
             pr_warn!("waiting for somebody to let go of a removed disk\n");
         }
     }
-    // Whoever freed the last one is on its way out of our code.
+    // Whoever freed the last one is on its way out of our code, without sleeping.
     // SAFETY: As above.
-    unsafe { bindings::ploop_sleep_ms(10) };
+    unsafe { bindings::ploop_wait_for_leavers() };
 }
 
 /// The callbacks of the block layer. Each is called by it only, as its contract says.
@@ -548,6 +548,8 @@ impl<D: BlockDevice> Fops<D> {
         let driver = unsafe { Arc::from_raw((*disk).private_data.cast::<D>()) };
         // Handlers use the driver until they return, which is after their requests have ended.
         driver.workers().flush();
+        // Sleeps for long; nothing here does after the count.
+        drop(driver);
         DISKS.sub();
     }
 }

@@ -882,3 +882,9 @@ void ploop_sleep_ms(unsigned int ms)
 {
 	msleep(ms);
 }
+
+/* Waits until every task that runs, or was preempted, has been somewhere where it sleeps. */
+void ploop_wait_for_leavers(void)
+{
+	synchronize_rcu_tasks();
+}
