@@ -482,12 +482,15 @@ int ploop_ofd_read_lock(struct file *file, loff_t start)
 bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid)
 {
 	struct file_lock fl;
+	bool is_locked;
 
 	ploop_ofd_init(&fl, file, start, F_WRLCK);
-	if (vfs_test_lock(file, &fl))
-		return false;
-	*pid = fl.c.flc_pid;
-	return fl.c.flc_type != F_UNLCK;
+	is_locked = !vfs_test_lock(file, &fl) && fl.c.flc_type != F_UNLCK;
+	if (is_locked)
+		*pid = fl.c.flc_pid;
+	/* What a lock of an NFS server's client holds was counted for us. */
+	locks_release_private(&fl);
+	return is_locked;
 }
 
 void ploop_ofd_unlock(struct file *file, loff_t start)
