@@ -775,6 +775,11 @@ int ploop_fs_freeze(struct gendisk *disk, struct ploop_frozen_fs *fs)
 				ret = 0;
 			continue;
 		}
+		/* The same, and a partition of another disk has got its number. */
+		if (file_bdev(file)->bd_disk != disk) {
+			fput(file);
+			continue;
+		}
 		ret = bdev_freeze(file_bdev(file));
 		if (ret)
 			fput(file);
