@@ -147,12 +147,6 @@ impl File {
         })
     }
 
-    /// Whether who is killed does not wait for the end of his I/O, which goes on.
-    pub(crate) fn is_killable(&self) -> bool {
-        // SAFETY: A live file by the invariant.
-        unsafe { bindings::ploop_file_is_killable(self.raw.as_ptr()) }
-    }
-
     /// A number that two open files share only if they are the same file, while both are open.
     pub(crate) fn inode_key(&self) -> usize {
         // SAFETY: A live file by the invariant.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 # An image file works on ext4, xfs, btrfs and tmpfs, and on a file system
-# without direct I/O (ramfs): thin, synced, and the same after attach again.
+# without direct I/O (ramfs): thin, synced, and the same after attach again. A signal
+# to the caller does not count as a failure of the file system.
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 
@@ -33,6 +34,29 @@ for kind in ext4 xfs btrfs tmpfs; do
     use "$kind"
     umount "$SCRATCH"
 done
+
+note 'who makes it durable is killed, where file I/O of who is killed does not go on'
+scratch_fs ext4 0 data=journal
+ploopctl create -s 256M -b 64K "$SCRATCH/disk.img" >/dev/null
+device=$(attach "$SCRATCH/disk.img")
+expect_same "$(<"/sys/block/${device##*/}/pdelta/0/io")" buffered 'kind of I/O'
+dd if="$TEST_DIR/data" of="$device" bs=64K count=4 seek=600 oflag=direct status=none
+fsfreeze -f "$SCRATCH"
+plooptest sync "$device" &
+syncer=$!
+sleep 2
+kill -KILL "$syncer"
+sleep 1
+[[ -d /proc/$syncer ]] || note 'it did not wait'
+fsfreeze -u "$SCRATCH"
+wait "$syncer" || note "the one that was killed: status $?"
+expect_same "$(<"/sys/block/${device##*/}/pstate/aborted")" 0 'writes refused'
+dd if="$TEST_DIR/data" of="$device" bs=64K count=4 seek=620 oflag=direct conv=fsync status=none
+cmp -n 262144 -i $((600 << 16)):0 "$device" "$TEST_DIR/data" >&2 || die 'what was synced is lost'
+detach "$device"
+ploopctl check "$SCRATCH/disk.img" >&2
+umount "$SCRATCH"
+
 mkdir -p "$SCRATCH"
 mount -t ramfs ramfs "$SCRATCH"
 use ramfs
