@@ -16,7 +16,7 @@ use crate::{
 use core::fmt::Write;
 use ploop_pure::units::Level;
 
-static STATE_FILES: Files<Device, 1, 21> = Files::new([
+static STATE_FILES: Files<Device, 1, 20> = Files::new([
     c"aborted",
     c"allocated_clusters",
     c"block_size",
@@ -25,7 +25,6 @@ static STATE_FILES: Files<Device, 1, 21> = Files::new([
     c"cookie",
     c"discard_mode",
     c"discarded_clusters",
-    c"event",
     c"fmt_version",
     c"freeze_state",
     c"index_pages",
@@ -40,6 +39,8 @@ static STATE_FILES: Files<Device, 1, 21> = Files::new([
     c"total_bios",
 ]);
 static TOP_FILES: Files<Device, 1, 1> = Files::new([c"top"]);
+/// Who reads it takes an event away from others.
+static EVENT_FILES: Files<Device, 1, 1> = Files::secret([c"event"]);
 static TUNE_FILES: Files<Device, 1, 1> = Files::new([c"discard_granularity"]);
 static KNOB_FILES: Files<Device, 1, 2> = Files::writable([c"low_water", c"on_full"]);
 static DELTA_FILES: Files<Device, 2, 8> = Files::new([
@@ -77,6 +78,7 @@ impl Folders {
         let state = Dir::of_disk(disk, c"pstate")?;
         state.add(&STATE_FILES)?;
         state.add(&TOP_FILES)?;
+        state.add(&EVENT_FILES)?;
         let tune = Dir::of_disk(disk, c"ptune")?;
         tune.add(&TUNE_FILES)?;
         tune.add(&KNOB_FILES)?;
@@ -162,6 +164,9 @@ impl super::View {
 fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> Result {
     let this = disk.driver();
     let view = this.view.lock().clone();
+    if file == c"event" {
+        return show_event(view, out);
+    }
     let engine = view.engine.as_deref();
     let count =
         |f: fn(&Stats) -> &Atomic<u64>| engine.map_or(0, |e| f(&e.shared().stats).load(Relaxed));
@@ -191,10 +196,6 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
         b"total_bios" => count(|s| &s.requests),
         b"locked" => this.is_reserved().into(),
         b"discarded_clusters" => count(|s| &s.discarded),
-        b"event" => match engine {
-            Some(e) => e.shared().events.wait()?.map_or(0, |event| event as u64),
-            None => Event::Stopped as u64,
-        },
         b"freeze_state" => view.is_frozen.into(),
         b"maintenance" => {
             let name = this.maintenance_name();
@@ -212,6 +213,17 @@ fn show_state(disk: DiskRef<'_, Device>, file: &CStr, out: &mut Output<'_>) -> R
         _ => return Err(EINVAL),
     };
     Ok(writeln!(out, "{number}")?)
+}
+
+/// Waits for an event: for days, perhaps, in which the engine and its images may have to go.
+fn show_event(view: super::View, out: &mut Output<'_>) -> Result {
+    let shared = view.engine.as_ref().map(|e| e.shared().clone());
+    drop(view);
+    let event = match shared {
+        Some(shared) => shared.events.wait()?.map_or(0, |event| event as u64),
+        None => Event::Stopped as u64,
+    };
+    Ok(writeln!(out, "{event}")?)
 }
 
 fn show_delta(this: &Device, level: usize, file: &CStr, out: &mut Output<'_>) -> Result {

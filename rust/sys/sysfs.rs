@@ -50,6 +50,17 @@ impl<D: ShowFiles, const DEPTH: usize, const N: usize> Files<D, DEPTH, N> {
         Self(Table(files), PhantomData)
     }
 
+    /// Files of these names that root alone can read.
+    pub(crate) const fn secret(names: [&'static CStr; N]) -> Self {
+        let mut files = Self::new(names);
+        let mut i = 0;
+        while i < N {
+            files.0 .0[i].attr.mode = 0o400;
+            i += 1;
+        }
+        files
+    }
+
     /// Files of these names that root can write.
     pub(crate) const fn writable(names: [&'static CStr; N]) -> Self {
         let mut files: [bindings::kobj_attribute; N] = [const { pin_init::zeroed() }; N];

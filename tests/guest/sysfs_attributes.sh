@@ -27,6 +27,20 @@ is pdelta/0/image_info "ino:$(stat -c %i "$image")
 sdev:$((number >> 8)):$((number & 255))"
 expect_same "$(<"$dir/size")" $((64 << 11)) size
 
+note 'who waits for an event keeps no image'
+expect_same "$(stat -c %a "$dir/pstate/event")" 400 'mode of event'
+cat "$dir/pstate/event" >"$TEST_DIR/event" &
+reader=$!
+sleep 1
+ploopctl create -s 64M -b 64K --format-version 1 "$SCRATCH/other.img" >/dev/null
+plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/other.img"
+plooptest op "$device" merge top
+kill -0 "$reader" || die "it did not wait: $(<"$TEST_DIR/event")"
+detach "$(attach "$SCRATCH/other.img")"
+kill "$reader"
+wait "$reader" || true
+rm "$TEST_DIR/event" "$SCRATCH/other.img"
+
 note 'what was done is counted'
 before=$(ploopctl stat --json "$device")
 dd if=/dev/urandom of="$device" bs=64k count=16 oflag=direct conv=fsync status=none
