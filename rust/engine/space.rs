@@ -234,8 +234,7 @@ impl<D: Disk> Engine<D> {
         let is_wanted = {
             let slow = self.slow.lock();
             let alloc = &slow.alloc;
-            alloc.head() >= alloc.limit()
-                && alloc.nr_clean() == 0
+            !alloc.has_slot()
                 && alloc.target().is_none()
                 && alloc.has_pending()
                 && !alloc.has_freed()

@@ -7,11 +7,7 @@
 need perl
 STOP=0x5002 START=0x5003 MAX_DELTA_SIZE=0x4008501C
 
-# call NUMBER [VALUE]
-call() {
-    perl -e 'my ($dev, $nr, $value) = @ARGV; open(my $f, "<", $dev) or die "$!";
-        ioctl($f, hex $nr, defined $value ? pack("Q", $value) : 0) or die "ioctl $nr: $!\n"' "$device" "$@"
-}
+must() { expect_same "$(call "$@")" 0 "errno of ioctl $1"; }
 
 # fill FIRST [NR]: new clusters, more than what the file may have grown ahead by.
 fill() { dd if=/dev/urandom of="$device" bs=64k seek="$1" count="${2:-200}" oflag=direct conv=notrunc status=none 2>"$TEST_DIR/said"; }
@@ -26,10 +22,17 @@ for i in 0 1; do ploopctl create -s 128M -b 64K "$SCRATCH/$i.img" >/dev/null; do
 device=$(attach "$SCRATCH"/[01].img)
 fill 0 16
 # Less than what it has.
-call $MAX_DELTA_SIZE $((8 * 128))
+must $MAX_DELTA_SIZE Q $((8 * 128))
 full 100 'limited'
-call $STOP
-call $START
+# Less than what the file has grown ahead to, of which 16 clusters are in use.
+must $MAX_DELTA_SIZE Q $((64 * 128))
+fill 100 20 || die "limited too early: $(<"$TEST_DIR/said")"
+full 200 'limited within what the file has'
+allocated=$(<"/sys/block/${device##*/}/pstate/allocated_clusters")
+((allocated >= 36 && allocated <= 64)) || die "$allocated clusters are in use, not 64 at the most"
+must $MAX_DELTA_SIZE Q $((8 * 128))
+must $STOP
+must $START
 full 400 'after START'
 plooptest op --rate $((64 << 10)) --start "$device" merge top
 sleep 1
@@ -38,8 +41,8 @@ expect_same "$(nr_levels "$device")" 2 levels
 full 700 'after a merge that was undone'
 plooptest op "$device" merge top
 fill 1000 || die "the base is limited: $(<"$TEST_DIR/said")"
-call $STOP
-call $START
+must $STOP
+must $START
 fill 1300 || die "the base is limited after START: $(<"$TEST_DIR/said")"
 detach "$device"
 for i in 0 1; do ploopctl check "$SCRATCH/$i.img" >&2; done

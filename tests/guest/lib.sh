@@ -206,6 +206,16 @@ attach() {
     echo "$device"
 }
 
+# call NUMBER [TEMPLATE VALUE...]: an ioctl of $device, whose argument perl packs so; a value @FILE is
+# the descriptor of that file, open for writing too. Prints the errno, 0 for none.
+call() {
+    perl -e 'my ($dev, $nr, $template, @values) = @ARGV;
+        my @files;
+        for (@values) { if (s/^@//) { open(my $file, "+<", $_) or die "$_: $!"; push @files, $file; $_ = fileno $file } }
+        open(my $f, "<", $dev) or die "$dev: $!";
+        print ioctl($f, hex $nr, defined $template ? pack($template, @values) : 0) ? 0 : $! + 0' "$device" "$@"
+}
+
 # nr_levels DEVICE: how many images it consists of; 0 if it is gone.
 nr_levels() {
     local all=("/sys/block/${1##*/}/pdelta/"[0-9]*)

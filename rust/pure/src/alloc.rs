@@ -107,7 +107,7 @@ impl Alloc {
             return Take::Slot(at);
         }
         self.head = self.head.max(self.floor.0);
-        if self.head < self.limit {
+        if self.head < self.limit.min(self.max) {
             self.head += 1;
             return Take::Slot(ImageCluster(self.head - 1));
         }
@@ -161,7 +161,7 @@ impl Alloc {
 
     /// Whether [`Self::take`] has one.
     pub fn has_slot(&self) -> bool {
-        !self.clean.is_empty() || self.head.max(self.floor.0) < self.limit
+        !self.clean.is_empty() || self.head.max(self.floor.0) < self.limit.min(self.max)
     }
 
     /// Whether slots wait for a commit.
@@ -388,6 +388,19 @@ mod tests {
         let run = a.next_freed(9).unwrap();
         a.lost(run);
         assert_eq!(a.take(), Take::Full);
+    }
+
+    #[test]
+    fn the_user_limits_below_the_end_of_the_file() {
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 2, 100, 1000).unwrap();
+        a.set_max(4);
+        assert_eq!(a.take(), Take::Slot(ImageCluster(2)));
+        assert!(a.has_slot());
+        assert_eq!(a.take(), Take::Slot(ImageCluster(3)));
+        assert_eq!((a.has_slot(), a.take()), (false, Take::Full));
+        assert_eq!((a.is_low(), a.target()), (false, None));
+        a.set_max(1000);
+        assert_eq!(a.take(), Take::Slot(ImageCluster(4)));
     }
 
     #[test]
