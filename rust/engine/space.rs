@@ -75,7 +75,12 @@ impl<D: Disk> Engine<D> {
         at: ImageCluster,
     ) -> Option<(Request<D>, Event)> {
         self.gate.pass();
-        match self.zero_slot(at) {
+        let zeroed = match self.is_poisoned() {
+            // It is not, and may never be.
+            true => Err(EIO),
+            false => self.zero_slot(at),
+        };
+        match zeroed {
             Ok(()) => Some((rq, Event::Slot(at))),
             Err(e) => {
                 rq.pdu().error = e;
