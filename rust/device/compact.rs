@@ -5,7 +5,7 @@ use super::{ops::Ops, Device};
 use crate::{
     engine::{merge::Moved, Engine},
     format::Format,
-    sys::{self, gen_disk::DiskRef, pages::PageBuf, prelude::*},
+    sys::{self, gen_disk::DiskRef, mq::noio, pages::PageBuf, prelude::*},
 };
 use ploop_pure::rate::Pace;
 
@@ -44,7 +44,8 @@ impl Device {
         engine.commit()?;
         engine.clean()?;
         let free = Self::at_rest(disk, &engine, |_| engine.give_end_back())?;
-        let cut = free.and_then(|free| engine.cut_end(free));
+        // Who would have to write to give memory waits for it.
+        let cut = free.and_then(|free| noio(|| engine.cut_end(free)));
         engine.begin();
         let (before, after) = cut?;
         engine.commit()?;

@@ -8,13 +8,13 @@ use crate::{
     chain::delta::Delta,
     engine::{merge::Moved, Engine, Parts},
     format::Format,
-    sys::{self, gen_disk::DiskRef, pages::PageBuf, prelude::*},
+    sys::{self, gen_disk::DiskRef, mq::noio, pages::PageBuf, prelude::*},
 };
 use core::ops::Range;
 use ploop_pure::{
     chain::{self, Member},
     rate::Pace,
-    units::{ImageCluster, Level, INDEX_PAGE_BYTES, SECTOR_BYTES},
+    units::{Cluster, ImageCluster, Level, INDEX_PAGE_BYTES, SECTOR_BYTES},
 };
 
 /// Pages of the buffer that clusters are copied through.
@@ -72,25 +72,41 @@ impl Device {
                     engine.begin();
                 }
                 self.vacate(ops, &engine, from..to)?;
+                Self::trim(ops, &engine)?;
                 let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
-                let end = engine.chain.cluster().offset(to);
+                let end = new.header().index_bytes();
                 // What an old tool left behind the last entry would become entries.
                 engine.touch_page(old.header().nr_pages() - 1);
                 engine.commit()?;
                 top.zero_range(start..end)?;
-                // It may have been about writes of others.
-                top.io().sync().inspect_err(|e| engine.poison_for(*e))?;
             }
             (Format::Raw(_), Format::Raw(_)) => {
                 top.io().lengthen(sectors.saturating_mul(SECTOR_BYTES))?;
-                // It may have been about writes of others.
-                top.io().sync().inspect_err(|e| engine.poison_for(*e))?;
             }
             (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {
                 return Err(EINVAL)
             }
         }
+        // Commits wait for it. What it reports may have been about writes of others.
+        noio(|| top.io().sync()).inspect_err(|e| engine.poison_for(*e))?;
         self.end_grow(disk, &engine, larger)
+    }
+
+    /// Makes zero what an image, made by others, has in its last cluster behind the end of the disk.
+    fn trim(ops: &Ops, engine: &Arc<Engine<Self>>) -> Result {
+        let cluster = engine.chain.cluster();
+        let end = engine.chain.size_sectors().saturating_mul(SECTOR_BYTES);
+        let last = u32::try_from(end >> cluster.log_bytes()).map_err(|_| EFBIG)?;
+        let within = end & (cluster.bytes() - 1);
+        let mut buf = PageBuf::new(1)?;
+        while within > 0 && engine.trim_cluster(Cluster(last), within, &mut buf)? == Moved::Busy {
+            ops.check()?;
+            if engine.has_parked() {
+                return Err(ENOSPC);
+            }
+            sys::sleep_ms(BUSY_MS);
+        }
+        Ok(())
     }
 
     /// Moves all clusters out of these slots, which are not handed out any more; if that fails, they
@@ -113,7 +129,8 @@ impl Device {
     }
 
     fn move_out(&self, ops: &Ops, engine: &Arc<Engine<Self>>, slots: Range<u32>) -> Result {
-        engine.reach(ImageCluster(slots.end))?;
+        // Who would have to write to give memory waits for it.
+        noio(|| engine.reach(ImageCluster(slots.end)))?;
         let size = engine.chain.cluster().bytes();
         ops.set_total(size * u64::from(slots.end - slots.start));
         let mut buf = PageBuf::new(BUF_PAGES)?;

@@ -167,7 +167,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Notes what a copy has changed, perhaps, also if it failed.
-    fn slot_written(&self, at: ImageCluster) {
+    pub(super) fn slot_written(&self, at: ImageCluster) {
         let size = self.chain.cluster();
         let start = size.offset(at);
         self.shared

@@ -3,11 +3,15 @@
 //! the top's file. Callers are not requests and may sleep.
 
 use super::{cow::Copy, lockout::Change, Disk, Engine};
-use crate::sys::{mq::noio, pages::PageBuf, prelude::*};
+use crate::sys::{
+    mq::noio,
+    pages::{PageBuf, PAGE_BYTES},
+    prelude::*,
+};
 use ploop_pure::{
     alloc::Take,
     map::Place,
-    units::{Cluster, ImageCluster, Level},
+    units::{Cluster, ImageCluster, Level, INDEX_PAGE_BYTES},
 };
 
 /// What became of a cluster that was to be moved.
@@ -82,25 +86,18 @@ impl<D: Disk> Engine<D> {
         if self.is_poisoned() {
             return Err(EIO);
         }
-        let top = self.chain.top_level();
-        let in_top = |place| match place {
-            Place::Slot { level, at } if level == top => Some(at),
-            Place::Slot { .. } | Place::Hole => None,
-        };
-        match self.try_close(cluster, |place| in_top(place).is_some()) {
+        match self.close_in_top(cluster) {
             None => return Ok(Moved::Busy),
             Some(false) => return Ok(Moved::Gone),
             Some(true) => {}
         }
-        // Writes in place that began before may still be on their way.
-        self.shared.epoch.wait();
-        let from = in_top(self.chain.lookup(cluster)).ok_or(EIO)?;
+        let from = self.chain.slot_in_top(cluster).ok_or(EIO)?;
         let slot = match down {
             true => self.slow.lock().alloc.take_below(from).ok_or(ENOSPC),
             false => noio(|| self.take_slot_now()),
         };
         let copied = slot.and_then(|to| {
-            let level = top;
+            let level = self.chain.top_level();
             match noio(|| self.copy_slot(Copy { level, from, to }, buf)) {
                 Ok(()) => Ok(to),
                 Err(e) => {
@@ -119,6 +116,56 @@ impl<D: Disk> Engine<D> {
                 Err(e)
             }
         }
+    }
+
+    /// Makes zero what the slot of a cluster of the top has behind its first `len` bytes, up to which
+    /// the disk reaches.
+    pub(crate) fn trim_cluster(
+        self: &Arc<Self>,
+        cluster: Cluster,
+        len: u64,
+        buf: &mut PageBuf,
+    ) -> Result<Moved> {
+        match self.close_in_top(cluster) {
+            None => return Ok(Moved::Busy),
+            Some(false) => return Ok(Moved::Gone),
+            Some(true) => {}
+        }
+        let trimmed = noio(|| {
+            let at = self.chain.slot_in_top(cluster).ok_or(EIO)?;
+            let (start, end) = (
+                self.chain.cluster().offset(at),
+                self.chain.cluster().bytes(),
+            );
+            let within = len as usize % PAGE_BYTES;
+            let (page, rest) = (len - within as u64, len.next_multiple_of(INDEX_PAGE_BYTES));
+            let top = self.chain.top().ok_or(EIO)?;
+            if within > 0 {
+                if top.io().read(start + page, buf, 0..1)? != PAGE_BYTES {
+                    return Err(EIO);
+                }
+                let tail = buf.page_mut(0).and_then(|page| page.get_mut(within..));
+                tail.ok_or(EIO)?.fill(0);
+                top.io().write(start + page, buf, 0..1)?;
+            }
+            let zeroed = top.zero_range(start + rest..start + end);
+            self.slot_written(at);
+            zeroed
+        });
+        self.unlock_cluster(cluster, Change::Keep);
+        trimmed.map(|()| Moved::Done)
+    }
+
+    /// Closes a cluster if it is in the top; `None` if it is locked.
+    fn close_in_top(&self, cluster: Cluster) -> Option<bool> {
+        let top = self.chain.top_level();
+        let in_top = |place| matches!(place, Place::Slot { level, .. } if level == top);
+        let closed = self.try_close(cluster, in_top)?;
+        if closed {
+            // Writes in place that began before may still be on their way.
+            self.shared.epoch.wait();
+        }
+        Some(closed)
     }
 
     /// Takes a slot for who may wait until the file has grown.

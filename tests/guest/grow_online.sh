@@ -122,6 +122,38 @@ detach "$device"
 device=$(attach "$SCRATCH/odd.img" "$SCRATCH/top.img")
 detach "$device"
 
+note 'alone, ending inside a cluster, with something behind the end of the disk'
+need perl
+ploopctl create -s 1000000000 -b 1M "$SCRATCH/odd.img" --force >/dev/null
+device=$(attach "$SCRATCH/odd.img")
+size=$(blockdev --getsize64 "$device") within=$((1000000000 % 1048576))
+head -c "$within" /dev/urandom >"$TEST_DIR/last"
+dd if="$TEST_DIR/last" of="$device" bs=1M seek=$((size >> 20)) oflag=direct conv=fsync status=none
+detach "$device"
+len=$(stat -c %s "$SCRATCH/odd.img")
+perl -e 'print "x" x shift' $((1048576 - within)) |
+    dd of="$SCRATCH/odd.img" bs=64K seek=$((len - 1048576 + within)) oflag=seek_bytes conv=notrunc status=none
+device=$(attach "$SCRATCH/odd.img")
+cmp -n "$within" -i $((size - within)):0 "$device" "$TEST_DIR/last" >&2 || die 'the last cluster is not at the end of the file'
+timeout 60 plooptest op "$device" grow $((1 << 21))
+cmp -n "$within" -i $((size - within)):0 "$device" "$TEST_DIR/last" >&2 || die 'the last bytes are lost'
+cmp -n $(((1 << 30) - size)) -i "$size:0" "$device" /dev/zero >&2 || die 'what was behind the end shows'
+detach "$device"
+ploopctl check "$SCRATCH/odd.img" >&2
+
+note 'an image whose header says that its data is far away'
+ploopctl create -s 64M -b 1M "$SCRATCH/far.img" >/dev/null
+# m_FirstBlockOffset: 512 GiB.
+perl -e 'print pack("V", 1 << 30)' | dd of="$SCRATCH/far.img" bs=1 seek=48 conv=notrunc status=none
+truncate -s $((512 << 30)) "$SCRATCH/far.img"
+device=$(attach "$SCRATCH/far.img")
+timeout 60 plooptest op "$device" grow $((256 << 11))
+dd if=/dev/urandom of="$device" bs=1M count=1 seek=200 oflag=direct conv=fsync status=none
+(($(stat -c %b "$SCRATCH/far.img") < 200 << 11)) || die "it takes $(stat -c %b "$SCRATCH/far.img") sectors"
+detach "$device"
+ploopctl check "$SCRATCH/far.img" >&2
+rm "$SCRATCH/far.img"
+
 note 'a file system on a partition'
 ploopctl create -s 250M -b 32K "$SCRATCH/fs.img" >/dev/null
 device=$(attach "$SCRATCH/fs.img")
