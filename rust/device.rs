@@ -447,25 +447,35 @@ impl Device {
         let this = disk.driver();
         let mut control = this.control.lock();
         admit(control.state(), Call::Freeze).map_err(refusal)?;
+        let (mut thawed, mut result) = (None, Ok(()));
         if frozen && control.frozen_fs.is_none() {
             if control.engine.as_ref().is_some_and(|e| e.has_parked()) {
                 // They would be waited for without end.
                 return Err(ENOSPC);
             }
             let fs = Self::freeze_fs(disk, control.engine.as_ref())?;
-            if let Some(engine) = &control.engine {
-                let is_written = engine.chain.top().is_some_and(|t| t.is_writable());
-                if is_written && !engine.is_poisoned() {
-                    // On failure they are thawed: nobody else would.
-                    engine.commit()?;
-                }
+            result = control.engine.as_ref().map_or(Ok(()), Self::commit_top);
+            match result {
+                Ok(()) => control.frozen_fs = Some(fs),
+                // Nobody else would.
+                Err(_) => thawed = Some(fs),
             }
-            control.frozen_fs = Some(fs);
         } else if !frozen {
-            control.frozen_fs = None;
+            thawed = control.frozen_fs.take();
         }
         this.view.lock().is_frozen = control.frozen_fs.is_some();
-        Ok(())
+        drop(control);
+        // What that writes may wait for space, and nobody must wait for it.
+        drop(thawed);
+        result
+    }
+
+    /// Makes data and index of the top durable; nothing of one that is only read.
+    fn commit_top(engine: &Arc<Engine<Self>>) -> Result {
+        match engine.chain.top().is_some_and(|top| top.is_writable()) {
+            true => engine.commit(),
+            false => Ok(()),
+        }
     }
 
     /// Freezes the file systems on the disk. What they write before that fails, rather than waits,
@@ -525,10 +535,7 @@ impl Device {
     pub(crate) fn sync(&self) -> Result {
         let control = self.control.lock();
         admit(control.state(), Call::Sync).map_err(refusal)?;
-        match &control.engine {
-            Some(engine) if engine.chain.top().is_some_and(|t| t.is_writable()) => engine.commit(),
-            Some(_) | None => Ok(()),
-        }
+        control.engine.as_ref().map_or(Ok(()), Self::commit_top)
     }
 
     /// Decides whether the device itself may be removed; if so, the caller removes it, and who

@@ -18,11 +18,15 @@ use crate::{
         prelude::*,
     },
 };
+use core::ops::Range;
 use ploop_pure::{
     abi, chain,
     lifecycle::{admit, Call},
     units::{Cluster, ImageCluster, Level},
 };
+
+/// Entries that DUMP_CACHED_BAT looks up at once.
+const DUMP_STEP: u32 = 1 << 12;
 
 impl Device {
     /// DEL_DELTA: the levels above move down by one. Of a running device only a delta between
@@ -140,8 +144,15 @@ impl Device {
         old: &Arc<Engine<Self>>,
         deltas: KVec<Arc<Delta>>,
     ) -> Result {
-        if !old.is_poisoned() && old.chain.top().is_some_and(|top| top.is_writable()) {
-            old.commit()?;
+        if old.is_poisoned() {
+            // Of a snapshot or merge that failed: its index on disk lacks what it had in memory.
+            let is_unfinished = |delta: &Delta| delta.is_writable() || delta.is_spoiled();
+            let top = usize::from(old.chain.top_level().0);
+            if deltas.iter().take(top).any(|delta| is_unfinished(delta)) {
+                return Err(EIO);
+            }
+        } else {
+            Self::commit_top(old)?;
         }
         let (chain, used) = Chain::load(deltas, self.index)?;
         let parts = Parts::of_top(&chain, &used, self.index)?;
@@ -254,6 +265,29 @@ impl Device {
         args: abi::DumpBat,
         mut sink: impl FnMut(u32) -> Result,
     ) -> Result {
+        let end = args.start_cluster.saturating_add(args.nr_clusters);
+        let mut first = args.start_cluster;
+        let mut entries = KVec::with_capacity(DUMP_STEP as usize, GFP_KERNEL)?;
+        loop {
+            let next = end.min(first.saturating_add(DUMP_STEP));
+            entries.clear();
+            self.entries_of(&args, first..next, &mut entries)?;
+            // It may wait for whom it likes, the file systems on the disk too, so nobody waits for it.
+            entries.iter().try_for_each(|entry| sink(*entry))?;
+            if next >= end {
+                return Ok(());
+            }
+            first = next;
+        }
+    }
+
+    /// Adds the entries for `range`, a part of what `args` asks for, to `entries`.
+    fn entries_of(
+        &self,
+        args: &abi::DumpBat,
+        range: Range<u32>,
+        entries: &mut KVec<u32>,
+    ) -> Result {
         let control = self.control.lock();
         let engine = control.engine.as_ref().ok_or(ENODEV)?;
         self.admit_change()?;
@@ -265,21 +299,22 @@ impl Device {
         let Format::Ploop1(format) = delta.format() else {
             return Err(Errno::OpNotSupp.error());
         };
-        let nr = format.header().nr_entries;
         let end = args.start_cluster.checked_add(args.nr_clusters);
-        let end = end.filter(|end| *end <= nr).ok_or(EINVAL)?;
-        let is_top = Level(level) == engine.chain.top_level();
-        if is_top && delta.is_writable() && !engine.is_poisoned() {
-            // What is told is on disk.
-            engine.commit()?;
+        if end.is_none_or(|end| end > format.header().nr_entries) {
+            return Err(EINVAL);
         }
-        for cluster in (args.start_cluster..end).map(Cluster) {
+        let is_top = Level(level) == engine.chain.top_level();
+        if is_top {
+            // What is told is on disk.
+            Self::commit_top(engine)?;
+        }
+        for cluster in range.map(Cluster) {
             let entry = match engine.chain.slot_of(Level(level), cluster) {
                 Some(at) => format.header().encode_entry(at),
                 None if is_top => 0,
                 None => abi::ENTRY_UNKNOWN,
             };
-            sink(entry)?;
+            entries.push(entry, GFP_KERNEL)?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::{
     engine::{Closed, Engine, Parts, Unfinished},
     error::{refusal, Shown},
     io::Io,
-    sys::{file::File, fs_freeze::FrozenFs, gen_disk::DiskRef, mq::noio, prelude::*},
+    sys::{file::File, gen_disk::DiskRef, mq::noio, prelude::*},
 };
 use ploop_pure::{
     chain,
@@ -87,8 +87,11 @@ impl Device {
             true => Self::freeze_fs(disk, Some(&steps.old)).map(Some),
             false => Ok(None),
         };
-        // Flushes wait for it, and so does who would have to write to give memory.
-        let result = frozen_fs.and_then(|fs| noio(|| steps.run(&mut control, fs)));
+        let (result, frozen_fs) = match frozen_fs {
+            // Flushes wait for it, and so does who would have to write to give memory.
+            Ok(fs) => (noio(|| steps.run(&mut control)), fs),
+            Err(e) => (Err(e), None),
+        };
         if !control
             .engine
             .as_ref()
@@ -96,6 +99,9 @@ impl Device {
         {
             control.folders.truncate(level);
         }
+        drop(control);
+        // Last: thawing writes durably, which is a commit of the new top, and may wait for space.
+        drop(frozen_fs);
         result
     }
 
@@ -127,7 +133,7 @@ impl Device {
 }
 
 impl Steps<'_> {
-    fn run(&self, control: &mut Control, fs: Option<FrozenFs>) -> Result {
+    fn run(&self, control: &mut Control) -> Result {
         let this = self.disk.driver();
         let (mut snapshot, mut action) = Snapshot::start();
         let (mut unfinished, mut closed) = (None, Closed::ReadOnly);
@@ -153,8 +159,6 @@ impl Steps<'_> {
                 Action::Done => {
                     drop(gate.take());
                     self.new.begin();
-                    // Not before: thawing writes durably, which is a commit of the new top.
-                    drop(fs);
                     self.disk.notify_change();
                     return Ok(());
                 }
@@ -162,7 +166,6 @@ impl Steps<'_> {
                     drop(gate.take());
                     // A mark that cannot be cleared stays with an image that nobody uses.
                     let _ = self.delta.unmark_unused();
-                    drop(fs);
                     return Err(error);
                 }
                 Action::Poison => {
@@ -170,6 +173,7 @@ impl Steps<'_> {
                         "ploop{}: the delta below the new top could not be finished: both stay marked in use\n",
                         this.index
                     );
+                    self.old.chain.deltas().for_each(Delta::spoil_marked);
                     self.new.poison_for(error);
                     drop(gate.take());
                     self.new.begin();

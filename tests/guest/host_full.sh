@@ -11,6 +11,7 @@
 scratch_fs tmpfs 0 size=8M
 image=$SCRATCH/disk.img
 c=65536
+FREEZE=0x5020 THAW=0x5021
 
 # direct OFFSET COUNT: clusters of data to the disk; in the background.
 direct() {
@@ -134,3 +135,33 @@ device=$(attach "$image")
 cmp -n 1048576 "$device" "$TEST_DIR/data" || die 'the first data is lost'
 detach "$device"
 ploopctl check "$image" >&2
+
+note 'a file system on the disk that is thawed without space'
+rm "$SCRATCH"/*
+mount -o remount,size=8M "$SCRATCH"
+rm -f "$TEST_DIR/base.img"
+ploopctl create -s 32M -b 64K "$TEST_DIR/base.img" >/dev/null
+device=$(attach "$TEST_DIR/base.img")
+mkfs.ext4 -q -F "$device"
+mkdir "$TEST_DIR/fs"
+mount "$device" "$TEST_DIR/fs"
+cp "$TEST_DIR/data" "$TEST_DIR/fs/a"
+expect_same "$(call $FREEZE)" 0 'errno of FREEZE'
+ploopctl create -s 32M -b 64K "$image" >/dev/null
+plooptest snapshot --cluster-log 7 "$device" "$image"
+full
+before=$(said_full)
+# It writes the superblock, which needs a cluster.
+call $THAW >"$TEST_DIR/thawed" &
+thawer=$!
+retry 20 says_more_than "$before" || die 'thawing needs no space: is there some?'
+timeout 10 plooptest sync "$device" || die 'calls do not go on'
+timeout 10 plooptest checkpoint start "$device" 5 || die 'a checkpoint does not go on'
+waits "$thawer" || die 'thawing did not wait'
+rm "$SCRATCH/filler"
+wait "$thawer"
+expect_same "$(<"$TEST_DIR/thawed")" 0 'errno of THAW'
+cp "$TEST_DIR/data" "$TEST_DIR/fs/b"
+umount "$TEST_DIR/fs"
+e2fsck -fn "$device" >&2 || die 'the file system is damaged'
+detach "$device"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # A FUA write that the disk below refuses poisons the image. Nothing but STOP and a new
 # attach makes it writable again: not DEL_DELTA of a lower level, not an operation, not
-# that the disk has healed. What was flushed before is there, also what was written
+# that the disk has healed; nor is anything told of it that is not on disk. What was flushed before is there, also what was written
 # through commits that ran at that moment.
 # timeout: 150
 . "$(dirname "$0")/lib.sh"
@@ -24,9 +24,7 @@ below() {
 }
 
 # del_delta LEVEL: prints the errno, 0 for none.
-del_delta() {
-    perl -e 'open(my $f, "<", $ARGV[0]) or die "$!"; print ioctl($f, 0x40045005, pack("L", $ARGV[1])) ? 0 : $! + 0' "$device" "$1"
-}
+del_delta() { call 0x40045005 L "$1"; }
 
 aborted() { cat "/sys/block/${device##*/}/pstate/aborted"; }
 
@@ -72,8 +70,11 @@ flushed=$(tail -n 1 "$TEST_DIR/flushed" 2>/dev/null || echo 31)
 note "flushed up to MiB $flushed"
 
 below "0 $sectors linear $disk 0"
-for try in 'a write' del_delta 'a write' op; do
+for try in 'a write' del_delta 'a write' op freeze dump; do
     case $try in
+        # What is in memory is not on disk, as both promise.
+        freeze) expect_same "$(call 0x5020)" 5 'errno of FREEZE' ;;
+        dump) expect_same "$(call 0x40105022 L5 2 0 2 0 0)" 5 'errno of DUMP_CACHED_BAT' ;;
         del_delta) expect_same "$(del_delta 1)" 5 'errno of DEL_DELTA' ;;
         op) expect_fail plooptest op "$device" grow $((1 << 18)) ;;
         *) expect_fail put 1 '' 2>"$TEST_DIR/why" ;;
