@@ -291,7 +291,7 @@ impl Delta {
     }
 
     /// The same of what is to become or to go on as the top of a device: its format extension is kept
-    /// as long as nothing is written. See [`Self::take_extension`].
+    /// as long as nothing is written. See [`Self::drop_extension`].
     pub(crate) fn mark_top(&self, device: u32) -> Result {
         self.mark_with(device, true)
     }
@@ -314,11 +314,11 @@ impl Delta {
                         "ploop{device}: the image's format extension (dirty bitmap) is dropped\n"
                     );
                 }
-                // Whatever becomes of that, the mark may be on disk.
+                // Whatever becomes of that, the mark may be on disk, or not. So it is not tried again,
+                // and nothing is written to an image that may not be marked.
                 self.is_marked.store(true, Relaxed);
-                self.write_header(now.header().opened())?;
-                // Not tried again, and the index is not written as long as they are there.
-                self.drop_surplus(now, &mut buf)
+                self.write_header(now.header().opened(), &mut buf)
+                    .and_then(|()| self.drop_surplus(now, &mut buf))
                     .inspect_err(|_| self.spoil_marked())?;
             }
             (Format::Raw(now), Format::Raw(then)) if now.size_sectors() == then.size_sectors() => {}
@@ -374,10 +374,11 @@ impl Delta {
         match &self.format {
             Format::Ploop1(format) => {
                 let closed = format.header().opened().closed(is_empty);
-                self.write_header(match extension {
+                let closed = match extension {
                     Some(at) => closed.with_extension(at),
                     None => closed,
-                })?;
+                };
+                self.write_header(closed, &mut PageBuf::new(1)?)?;
             }
             Format::Raw(_) => self.io.sync()?,
         }
@@ -451,18 +452,19 @@ impl Delta {
     }
 
     /// The delta, which nobody writes, made fit for a disk of `size_sectors`, if it is smaller. What
-    /// is in the way must have been moved, durably.
-    pub(crate) fn fit(&self, size_sectors: u64) -> Result<Option<Self>> {
+    /// is in the way must have been moved, durably. Unless a write or sync fails, a failure leaves an
+    /// image of the old size.
+    pub(crate) fn fit(&self, size_sectors: u64) -> Result<Option<Arc<Self>>> {
         if self.format.size_sectors() >= size_sectors {
             return Ok(None);
         }
-        let new = self.resized(size_sectors)?;
+        let new = Arc::new(self.resized(size_sectors)?, GFP_KERNEL)?;
         match (&self.format, &new.format) {
             (Format::Ploop1(old), Format::Ploop1(format)) => {
                 let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
-                let end = new.cluster_bytes(format.header().first_data);
+                let end = format.header().index_bytes();
                 self.zero_index_tail(old, start..end)?;
-                new.write_header(format.header().opened())?;
+                new.write_header(format.header().opened(), &mut PageBuf::new(1)?)?;
             }
             (Format::Raw(_), Format::Raw(_)) => {
                 let len = size_sectors.checked_mul(SECTOR_BYTES).ok_or(EFBIG)?;
@@ -516,15 +518,14 @@ impl Delta {
         }
     }
 
-    /// Writes the header, leaving the entries of its page as they are on disk, and syncs. Only
-    /// while nothing writes the index.
-    fn write_header(&self, header: Header) -> Result {
-        let mut buf = PageBuf::new(1)?;
-        if self.io.read(0, &mut buf, 0..1)? != PAGE_BYTES {
+    /// Writes the header, leaving the entries of its page as they are on disk, and syncs; by way of
+    /// `buf`, a page. Only while nothing writes the index.
+    fn write_header(&self, header: Header, buf: &mut PageBuf) -> Result {
+        if self.io.read(0, buf, 0..1)? != PAGE_BYTES {
             return Err(EIO);
         }
         Ploop1::put_header(buf.page_mut(0).ok_or(EINVAL)?, &header);
-        self.io.write(0, &buf, 0..1)?;
+        self.io.write(0, buf, 0..1)?;
         self.io.sync()
     }
 
