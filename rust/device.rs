@@ -264,7 +264,7 @@ impl Device {
         }
         let (chain, used) = Chain::load(deltas, this.index)?;
         let stored = match chain.top() {
-            Some(top) => top.take_checkpoints(this.index),
+            Some(top) => top.stored_checkpoints(this.index),
             None => KVec::new(),
         };
         let parts = Parts::of_top(&chain, &used, this.index)?;

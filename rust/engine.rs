@@ -237,13 +237,15 @@ impl Parts {
         if !top.is_writable() {
             return Ok(());
         }
-        let index = 0..chain.cluster().offset(format.header().first_data);
+        // Not all up to the first cluster: a header may say that it is anywhere.
+        let index = 0..format.header().index_bytes();
         top.io().reserve(index).inspect_err(|e| {
             let errno = e.to_errno();
             pr_err!("ploop{device}: no space for the image's index (errno {errno})\n");
         })?;
-        // What lies behind the last slot in use is old or preallocated; cut, it will read as zeros
-        // when the file grows again.
+        top.drop_extension();
+        // What lies behind the last slot in use is old or preallocated, that extension too; cut, it
+        // will read as zeros when the file grows again.
         top.io().cut(chain.cluster().offset(ImageCluster(used.end)))
     }
 }

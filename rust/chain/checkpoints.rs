@@ -85,10 +85,10 @@ impl Found {
 }
 
 impl Delta {
-    /// The checkpoints that the image had when it was marked, for the caller, who is about to write
-    /// it. None of an extension that is not valid: no reason to refuse the image.
-    pub(crate) fn take_checkpoints(&self, device: u32) -> KVec<Stored> {
-        let (Format::Ploop1(format), Some(at)) = (self.format(), self.take_extension()) else {
+    /// The checkpoints that the image had when it was marked, if nothing was written since. None of an
+    /// extension that is not valid: no reason to refuse the image.
+    pub(crate) fn stored_checkpoints(&self, device: u32) -> KVec<Stored> {
+        let (Format::Ploop1(format), Some(at)) = (self.format(), self.kept_extension()) else {
             return KVec::new();
         };
         let header = format.header().with_extension(at);

@@ -304,7 +304,7 @@ impl Delta {
             return Ok(());
         }
         let now = Self::parse(&self.io, self.args, device)?;
-        let mut buf = PageBuf::new(1)?; // Not in `drop_surplus`, whose failure spoils it.
+        let mut buf = PageBuf::new(1)?; // Before what spoils it if it fails.
         match (&now, &self.format) {
             (Format::Ploop1(now), Format::Ploop1(then)) if now.is_same_layout(then) => {
                 let kept = now.header().valid_extension().filter(|_| keeps_extension);
@@ -392,16 +392,14 @@ impl Delta {
         self.unmark_with(self.is_empty.load(Relaxed), self.kept_extension())
     }
 
-    fn kept_extension(&self) -> Option<ImageCluster> {
+    /// Where the format extension is that still holds.
+    pub(super) fn kept_extension(&self) -> Option<ImageCluster> {
         Some(ImageCluster(self.extension.load(Relaxed))).filter(|at| at.0 != 0)
     }
 
-    /// Where the format extension is that still holds, for the caller, who is about to write the
-    /// image.
-    pub(super) fn take_extension(&self) -> Option<ImageCluster> {
-        let kept = self.kept_extension();
+    /// The image is written from here on, which its format extension does not outlive.
+    pub(crate) fn drop_extension(&self) {
         self.extension.store(0, Relaxed);
-        kept
     }
 
     /// The same image as another format says it is: larger. It takes this one's place.
@@ -476,10 +474,6 @@ impl Delta {
             }
         }
         Ok(Some(new))
-    }
-
-    fn cluster_bytes(&self, at: ImageCluster) -> u64 {
-        self.format.cluster().offset(at)
     }
 
     /// Makes zero, durably, what no entry says between the last entry and the end of `rest`,
