@@ -156,6 +156,8 @@ pub(crate) struct Engine<D: Disk> {
     shared: Arc<Shared>,
     /// An index write or sync has failed: the image takes no more writes (see [`index_wb`]).
     is_poisoned: Atomic<bool>,
+    /// No request uses it: it does a part of a merge.
+    is_private: Atomic<bool>,
     /// Some image may be reached past its file system, see [`Io::submit_inline`].
     may_inline: bool,
     /// Slots can share blocks of the file system, as far as is known.
@@ -283,6 +285,7 @@ impl<D: Disk> Engine<D> {
                 workers,
                 shared,
                 is_poisoned: Atomic::new(false),
+                is_private: Atomic::new(false),
                 may_inline,
                 clones: Atomic::new(true),
                 rest: rest::Rest::stopped(),
@@ -297,6 +300,11 @@ impl<D: Disk> Engine<D> {
             }? Error),
             GFP_KERNEL,
         )
+    }
+
+    /// Said before it is used: no request is going to use it.
+    pub(crate) fn set_private(&self) {
+        self.is_private.store(true, Relaxed);
     }
 
     /// What outlives the engine: counters and settings.

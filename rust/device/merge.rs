@@ -105,20 +105,18 @@ impl Device {
             .mark(self.index)
             .and_then(|()| dest.in_the_way(size))
             .inspect_err(|_| leave_alone(dest))?;
-        if !slots.is_empty() {
-            self.make_room(ops, engine, level, dest, slots)
-                .inspect_err(|e| {
-                    // It was only asked to stop: entries are old or new, each good. After a failed
-                    // write or sync nobody knows, and the mark stays.
-                    if *e == Errno::Cancelled.error() || *e == ENOSPC || *e == EBUSY {
-                        leave_alone(dest);
-                    }
-                })?;
-        }
-        match dest.fit(size)? {
-            Some(larger) => Ok(Arc::new(larger, GFP_KERNEL)?),
-            None => Ok(dest.clone()),
-        }
+        let room = match slots.is_empty() {
+            true => Ok(()),
+            false => self.make_room(ops, engine, level, dest, slots),
+        };
+        let larger = room.and_then(|()| dest.fit(size)).inspect_err(|e| {
+            // It was only asked to stop, or lacked something: entries are old or new, each good. After
+            // a failed write or sync nobody knows, and the mark stays.
+            if [Errno::Cancelled.error(), ENOSPC, EBUSY, ENOMEM].contains(e) {
+                leave_alone(dest);
+            }
+        })?;
+        Ok(larger.unwrap_or_else(|| dest.clone()))
     }
 
     /// Moves what `dest` has in `slots`, where its larger index is to be, and lets requests, which
@@ -137,7 +135,7 @@ impl Device {
         let parts = Parts::of_top(&chain, &used, self.index)?;
         let shared = engine.shared().clone();
         let alone = Engine::new(self.index, chain, parts, self.workers.clone(), shared)?;
-        // No request uses that engine.
+        alone.set_private();
         alone.reserve_slots(slots.end);
         let moved = self.vacate(ops, &alone, slots);
         alone.quiet();
@@ -354,6 +352,7 @@ impl Device {
             Ok(())
         });
         if let Err(e) = finished {
+            old.chain.deltas().for_each(Delta::spoil_marked);
             new.poison_for(e);
         }
         drop(gate);
@@ -376,6 +375,7 @@ impl Device {
             Engine::new(self.index, chain, parts, self.workers.clone(), shared)
         });
         let pair = made.inspect_err(|_| leave_alone(&dest))?;
+        pair.set_private();
         let moved = self.move_all(ops, &pair);
         pair.quiet();
         let closed = with_memory(|| match pair.close()? {

@@ -309,12 +309,14 @@ impl<D: Disk> Engine<D> {
 
     /// From here on writes are refused, and a commit that runs fails; its batch is its own.
     pub(super) fn poison(&self, error: Error) {
-        if !self.is_poisoned.xchg(true, Full) {
-            pr_err!(
-                "ploop{}: writing or syncing the image failed (errno {}): writes are refused until it is detached and checked\n",
-                self.device,
-                error.to_errno()
-            );
+        if self.is_poisoned.xchg(true, Full) {
+            return;
+        }
+        let (device, errno) = (self.device, error.to_errno());
+        if self.is_private.load(Relaxed) {
+            pr_err!("ploop{device}: writing or syncing the image that is merged into failed (errno {errno}): it stays marked in use\n");
+        } else {
+            pr_err!("ploop{device}: writing or syncing the image failed (errno {errno}): writes are refused until it is detached and checked\n");
             self.shared.events.poisoned();
         }
     }
