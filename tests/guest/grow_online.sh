@@ -124,7 +124,8 @@ detach "$device"
 
 note 'alone, ending inside a cluster, with something behind the end of the disk'
 need perl
-ploopctl create -s 1000000000 -b 1M "$SCRATCH/odd.img" --force >/dev/null
+rm "$SCRATCH/odd.img"
+ploopctl create -s 1000000000 -b 1M "$SCRATCH/odd.img" >/dev/null
 device=$(attach "$SCRATCH/odd.img")
 size=$(blockdev --getsize64 "$device") within=$((1000000000 % 1048576))
 head -c "$within" /dev/urandom >"$TEST_DIR/last"
