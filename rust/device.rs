@@ -6,6 +6,7 @@
 //! may be removed under `control`.
 
 mod compact;
+mod freeze;
 mod grow;
 mod levels;
 mod limits;
@@ -442,47 +443,12 @@ impl Device {
         retired
     }
 
-    /// FREEZE and THAW: freezes the file systems on the disk, or thaws them; nothing if they are.
-    pub(crate) fn set_frozen(disk: DiskRef<'_, Self>, frozen: bool) -> Result {
-        let this = disk.driver();
-        let mut control = this.control.lock();
-        admit(control.state(), Call::Freeze).map_err(refusal)?;
-        let (mut thawed, mut result) = (None, Ok(()));
-        if frozen && control.frozen_fs.is_none() {
-            if control.engine.as_ref().is_some_and(|e| e.has_parked()) {
-                // They would be waited for without end.
-                return Err(ENOSPC);
-            }
-            let fs = Self::freeze_fs(disk, control.engine.as_ref())?;
-            result = control.engine.as_ref().map_or(Ok(()), Self::commit_top);
-            match result {
-                Ok(()) => control.frozen_fs = Some(fs),
-                // Nobody else would.
-                Err(_) => thawed = Some(fs),
-            }
-        } else if !frozen {
-            thawed = control.frozen_fs.take();
-        }
-        this.view.lock().is_frozen = control.frozen_fs.is_some();
-        drop(control);
-        // What that writes may wait for space, and nobody must wait for it.
-        drop(thawed);
-        result
-    }
-
     /// Makes data and index of the top durable; nothing of one that is only read.
     fn commit_top(engine: &Arc<Engine<Self>>) -> Result {
         match engine.chain.top().is_some_and(|top| top.is_writable()) {
             true => engine.commit(),
             false => Ok(()),
         }
-    }
-
-    /// Freezes the file systems on the disk. What they write before that fails, rather than waits,
-    /// if there is no space for it: we wait for them, under the control lock.
-    fn freeze_fs(disk: DiskRef<'_, Self>, engine: Option<&Arc<Engine<Self>>>) -> Result<FrozenFs> {
-        let _impatient = Impatient::begin(engine.cloned());
-        FrozenFs::freeze(disk)
     }
 
     /// The maintenance that is going on, and the level of the top, as BALLOON tells them. ENOENT

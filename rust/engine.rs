@@ -302,11 +302,6 @@ impl<D: Disk> Engine<D> {
         )
     }
 
-    /// Said before it is used: no request is going to use it.
-    pub(crate) fn set_private(&self) {
-        self.is_private.store(true, Relaxed);
-    }
-
     /// What outlives the engine: counters and settings.
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared

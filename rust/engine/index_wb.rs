@@ -307,6 +307,11 @@ impl<D: Disk> Engine<D> {
         written
     }
 
+    /// Said before it is used: no request is going to use it.
+    pub(crate) fn set_private(&self) {
+        self.is_private.store(true, Relaxed);
+    }
+
     /// From here on writes are refused, and a commit that runs fails; its batch is its own.
     pub(super) fn poison(&self, error: Error) {
         if self.is_poisoned.xchg(true, Full) {

@@ -224,6 +224,7 @@ fn all_sysfs_files_and_parameters_are_described() {
         ("STATE", "pstate"),
         ("KNOB", "ptune"),
         ("TOP", "pstate"),
+        ("EVENT", "pstate"),
         ("TUNE", "ptune"),
         ("DELTA", "pdelta/LEVEL"),
     ] {

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+//! FREEZE and THAW, and the freezing around a snapshot.
+
+use super::{Device, Impatient};
+use crate::{
+    engine::Engine,
+    error::refusal,
+    sys::{fs_freeze::FrozenFs, gen_disk::DiskRef, prelude::*},
+};
+use ploop_pure::lifecycle::{admit, Call};
+
+impl Device {
+    /// FREEZE and THAW: freezes the file systems on the disk, or thaws them; nothing if they are.
+    pub(crate) fn set_frozen(disk: DiskRef<'_, Self>, frozen: bool) -> Result {
+        let this = disk.driver();
+        let mut control = this.control.lock();
+        admit(control.state(), Call::Freeze).map_err(refusal)?;
+        let (mut thawed, mut result) = (None, Ok(()));
+        if frozen && control.frozen_fs.is_none() {
+            if control.engine.as_ref().is_some_and(|e| e.has_parked()) {
+                // They would be waited for without end.
+                return Err(ENOSPC);
+            }
+            let fs = Self::freeze_fs(disk, control.engine.as_ref())?;
+            result = control.engine.as_ref().map_or(Ok(()), Self::commit_top);
+            match result {
+                Ok(()) => control.frozen_fs = Some(fs),
+                // Nobody else would.
+                Err(_) => thawed = Some(fs),
+            }
+        } else if !frozen {
+            thawed = control.frozen_fs.take();
+        }
+        this.view.lock().is_frozen = control.frozen_fs.is_some();
+        drop(control);
+        // What that writes may wait for space, and nobody must wait for it.
+        drop(thawed);
+        result
+    }
+
+    /// Freezes the file systems on the disk. What they write before that fails, rather than waits,
+    /// if there is no space for it: we wait for them, under the control lock.
+    pub(super) fn freeze_fs(
+        disk: DiskRef<'_, Self>,
+        engine: Option<&Arc<Engine<Self>>>,
+    ) -> Result<FrozenFs> {
+        let _impatient = Impatient::begin(engine.cloned());
+        FrozenFs::freeze(disk)
+    }
+}
