@@ -460,7 +460,7 @@ impl Delta {
         match (&self.format, &new.format) {
             (Format::Ploop1(old), Format::Ploop1(format)) => {
                 let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
-                let end = format.header().index_bytes();
+                let end = format.header().zero_end(old.header());
                 self.zero_index_tail(old, start..end)?;
                 new.write_header(format.header().opened(), &mut PageBuf::new(1)?)?;
             }

@@ -13,8 +13,9 @@ use crate::{
 use core::ops::Range;
 use ploop_pure::{
     chain::{self, Member},
+    layout::ploop1::Header,
     rate::Pace,
-    units::{Cluster, ImageCluster, Level, INDEX_PAGE_BYTES, SECTOR_BYTES},
+    units::{Cluster, ImageCluster, Level, SECTOR_BYTES},
 };
 
 /// Pages of the buffer that clusters are copied through.
@@ -72,13 +73,8 @@ impl Device {
                     engine.begin();
                 }
                 self.vacate(ops, &engine, from..to)?;
-                Self::trim(ops, &engine)?;
-                let start = u64::from(old.header().nr_pages()) * INDEX_PAGE_BYTES;
-                let end = new.header().index_bytes();
-                // What an old tool left behind the last entry would become entries.
-                engine.touch_page(old.header().nr_pages() - 1);
-                engine.commit()?;
-                top.zero_range(start..end)?;
+                Self::prepare_index(ops, &engine, old.header(), new.header())
+                    .inspect_err(|_| engine.reserve_slots(from))?;
             }
             (Format::Raw(_), Format::Raw(_)) => {
                 top.io().lengthen(sectors.saturating_mul(SECTOR_BYTES))?;
@@ -90,6 +86,16 @@ impl Device {
         // Commits wait for it. What it reports may have been about writes of others.
         noio(|| top.io().sync()).inspect_err(|e| engine.poison_for(*e))?;
         self.end_grow(disk, &engine, larger)
+    }
+
+    /// Makes zero, of a top whose header is `old`, what a disk with the header `new` finds there.
+    fn prepare_index(ops: &Ops, engine: &Arc<Engine<Self>>, old: &Header, new: &Header) -> Result {
+        Self::trim(ops, engine)?;
+        // What an old tool left behind the last entry would become entries.
+        engine.touch_page(old.nr_pages() - 1);
+        engine.commit()?;
+        let top = engine.chain.top().ok_or(ENOENT)?;
+        top.zero_range(old.index_bytes()..new.zero_end(old))
     }
 
     /// Makes zero what an image, made by others, has in its last cluster behind the end of the disk.
@@ -122,8 +128,9 @@ impl Device {
         }
         let vacated = self.move_out(ops, engine, slots.start.0..slots.end.0);
         if vacated.is_err() {
-            // What is free there is found again when the image is opened anew.
-            engine.reserve_slots(ImageCluster(0));
+            // What is free there is found again when the image is opened anew. What is before is the
+            // index.
+            engine.reserve_slots(slots.start);
         }
         vacated
     }

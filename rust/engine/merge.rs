@@ -126,34 +126,39 @@ impl<D: Disk> Engine<D> {
         len: u64,
         buf: &mut PageBuf,
     ) -> Result<Moved> {
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         match self.close_in_top(cluster) {
             None => return Ok(Moved::Busy),
             Some(false) => return Ok(Moved::Gone),
             Some(true) => {}
         }
-        let trimmed = noio(|| {
-            let at = self.chain.slot_in_top(cluster).ok_or(EIO)?;
-            let (start, end) = (
-                self.chain.cluster().offset(at),
-                self.chain.cluster().bytes(),
-            );
-            let within = len as usize % PAGE_BYTES;
-            let (page, rest) = (len - within as u64, len.next_multiple_of(INDEX_PAGE_BYTES));
-            let top = self.chain.top().ok_or(EIO)?;
-            if within > 0 {
-                if top.io().read(start + page, buf, 0..1)? != PAGE_BYTES {
-                    return Err(EIO);
-                }
-                let tail = buf.page_mut(0).and_then(|page| page.get_mut(within..));
-                tail.ok_or(EIO)?.fill(0);
-                top.io().write(start + page, buf, 0..1)?;
-            }
-            let zeroed = top.zero_range(start + rest..start + end);
+        let at = self.chain.slot_in_top(cluster).ok_or(EIO);
+        let trimmed = at.and_then(|at| {
+            let trimmed = noio(|| self.trim_slot(at, len, buf));
             self.slot_written(at);
-            zeroed
+            trimmed
         });
         self.unlock_cluster(cluster, Change::Keep);
         trimmed.map(|()| Moved::Done)
+    }
+
+    fn trim_slot(&self, at: ImageCluster, len: u64, buf: &mut PageBuf) -> Result {
+        let size = self.chain.cluster();
+        let (start, end) = (size.offset(at), size.bytes());
+        let within = len as usize % PAGE_BYTES;
+        let page = start + len - within as u64;
+        let top = self.chain.top().ok_or(EIO)?;
+        if within > 0 {
+            if top.io().read(page, buf, 0..1)? != PAGE_BYTES {
+                return Err(EIO);
+            }
+            let tail = buf.page_mut(0).and_then(|page| page.get_mut(within..));
+            tail.ok_or(EIO)?.fill(0);
+            top.io().write(page, buf, 0..1)?;
+        }
+        top.zero_range(start + len.next_multiple_of(INDEX_PAGE_BYTES)..start + end)
     }
 
     /// Closes a cluster if it is in the top; `None` if it is locked.

@@ -7,6 +7,7 @@
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 
+need perl
 seed=${SEED:-$RANDOM}
 note "seed $seed"
 scratch_fs xfs
@@ -32,10 +33,20 @@ end_load() {
     wait "$load" || die "$1: the load found something wrong"
 }
 
+# no_stray_entries IMAGE: all between the last entry and the first cluster is zero, as others take it
+# for entries.
+no_stray_entries() {
+    perl -e 'open(my $f, "<:raw", $ARGV[0]) or die "$!"; read($f, my $head, 64);
+        my ($nr, $first) = unpack("x32 V x12 V", $head);
+        seek($f, 64 + 4 * $nr, 0); read($f, my $rest, 512 * $first - 64 - 4 * $nr);
+        exit($rest =~ /[^\0]/)' "$1" || die "$1: something follows the last entry"
+}
+
 judge() {
     local i
     for ((i = 0; i < ${#images[@]}; i++)); do
         [[ $kind != raw || $i -gt 0 ]] || continue
+        no_stray_entries "${images[i]}"
         ploopctl check "${images[i]}" >&2 || die "${images[i]} is damaged"
         cp --reflink=auto "${images[i]}" "$TEST_DIR/copy.hds"
         qemu-img check -f parallels "$TEST_DIR/copy.hds" >&2 || die "qemu-img: ${images[i]} is not clean"
@@ -123,7 +134,6 @@ device=$(attach "$SCRATCH/odd.img" "$SCRATCH/top.img")
 detach "$device"
 
 note 'alone, ending inside a cluster, with something behind the end of the disk'
-need perl
 rm "$SCRATCH/odd.img"
 ploopctl create -s 1000000000 -b 1M "$SCRATCH/odd.img" >/dev/null
 device=$(attach "$SCRATCH/odd.img")

@@ -162,3 +162,23 @@ same grown
 put 9
 end "$small/g.img"
 umount "$small" "$SCRATCH"
+
+note 'growth of an empty image, and more than there is space for'
+rm -f "$small"/*
+ploopctl create -s 200M -b 32K "$small/0.img" >/dev/null
+device=$(attach "$small/0.img")
+# A second cluster of entries.
+timeout 60 plooptest op "$device" grow $((300 << 11))
+full
+no_space plooptest op "$device" grow $((200 << 21))
+rm "$small/filler"
+# Clusters at both ends of the table, none of them where it is.
+for at in 0 290; do
+    dd if=/dev/urandom of="$TEST_DIR/part.$at" bs=1M count=1 status=none
+    dd if="$TEST_DIR/part.$at" of="$device" bs=1M seek=$at oflag=direct conv=notrunc,fsync status=none
+done
+detach "$device"
+ploopctl check "$small/0.img" >&2 || die 'the image is damaged'
+device=$(attach "$small/0.img")
+for at in 0 290; do cmp -n 1048576 -i $((at << 20)):0 "$device" "$TEST_DIR/part.$at" >&2 || die "MiB $at is lost"; done
+detach "$device"

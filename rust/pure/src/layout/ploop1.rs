@@ -275,6 +275,17 @@ impl Header {
         u64::from(self.nr_pages()) * INDEX_PAGE_BYTES
     }
 
+    /// Up to where the file of `old`, of which this is the header [grown](Self::grown), has to be made
+    /// zero, in bytes. All in front of the first cluster if that has moved, as others take what is
+    /// there for entries as their disk grows; else only as far as entries reach, as the first cluster
+    /// of an image may be anywhere.
+    pub fn zero_end(&self, old: &Self) -> u64 {
+        match old.first_data < self.first_data {
+            true => self.cluster.offset(self.first_data),
+            false => self.index_bytes(),
+        }
+    }
+
     /// Most image clusters that entries of this version can name, plus one.
     pub fn slots_max(&self) -> u32 {
         match self.version {

@@ -205,11 +205,11 @@ impl Grow {
         self.set_len(State::Cutting, if has_moved { self.head } else { end })
     }
 
-    /// Zeros all of the new BAT that is not the old one, and the rest of its last page.
+    /// Zeros all of the new BAT that is not the old one, and what follows it.
     fn zero(&mut self) -> Action {
         let (old, new) = (self.plan.old, self.plan.new);
         let start = HEADER_BYTES as u64 + u64::from(old.nr_entries) * ENTRY_BYTES;
-        let end = new.index_bytes();
+        let end = new.zero_end(&old);
         self.go(State::Zeroing, Action::Zero { start, end })
     }
 
