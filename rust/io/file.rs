@@ -28,6 +28,8 @@ pub(crate) struct FileIo {
     bdev: Option<Pin<KBox<Bdev>>>,
     file: File,
     align: Align,
+    /// Who is killed does not wait for the end of his I/O.
+    is_killable: bool,
     /// A sync has failed. Locked while one runs: what is lost is told but once, to any of those who
     /// sync at the same time.
     is_lost: Pin<KBox<Mutex<bool>>>,
@@ -71,6 +73,7 @@ impl FileIo {
         let bdev = may_be.then(Bdev::new).transpose()?;
         Ok(Self {
             bdev,
+            is_killable: file.is_killable(),
             file,
             align,
             is_lost: KBox::pin_init(new_mutex!(false), GFP_KERNEL)?,
@@ -97,14 +100,16 @@ impl FileIo {
         }
     }
 
-    /// Calls `f` so that neither a signal to the caller nor a limit of his ends its I/O: buffered I/O,
-    /// and any on a network, does not go on in who is killed.
+    /// Calls `f` so that it ends when its I/O does, even if the caller is killed.
     pub(super) fn to_the_end<R: Send>(
         &self,
         f: impl FnOnce(&File) -> Result<R> + Send,
     ) -> Result<R> {
-        // The worker does not know what memory may be got for this.
-        errand(|| noio(|| f(&self.file))).ok_or(EIO)?
+        match self.is_killable {
+            // The worker does not know what memory may be got for this.
+            true => errand(|| noio(|| f(&self.file))).ok_or(EIO)?,
+            false => f(&self.file),
+        }
     }
 
     /// Calls `f`, which may change where the blocks of `range` are or what counts of them.

@@ -532,6 +532,12 @@ bool ploop_is_mortal(void)
 	return !(current->flags & PF_KTHREAD);
 }
 
+/* Whether a task that is killed waits for its direct I/O to the file: it is on a device. */
+bool ploop_file_io_is_waited_for(struct file *file)
+{
+	return S_ISBLK(file_inode(file)->i_mode) || ploop_file_host(file)->i_sb->s_bdev;
+}
+
 /*
  * Makes the freeze that follows short: the queue's users are counted in one place from here on, so
  * that nobody has to wait for an RCU grace period with requests shut out. Requests go on meanwhile.
@@ -885,8 +891,12 @@ void ploop_sleep_ms(unsigned int ms)
 	msleep(ms);
 }
 
-/* Waits until every task that runs, or was preempted, has been somewhere where it sleeps. */
+/*
+ * Waits until every task that runs, or was preempted, has been somewhere where it sleeps. Kernels that
+ * cannot tell of those that were preempted give them some time.
+ */
 void ploop_wait_for_leavers(void)
 {
+	msleep(10);
 	synchronize_rcu_tasks();
 }

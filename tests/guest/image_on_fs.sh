@@ -47,7 +47,7 @@ syncer=$!
 sleep 2
 kill -KILL "$syncer"
 sleep 1
-[[ -d /proc/$syncer ]] || note 'it did not wait'
+kill -0 "$syncer" || die 'it did not wait'
 fsfreeze -u "$SCRATCH"
 wait "$syncer" || note "the one that was killed: status $?"
 expect_same "$(<"/sys/block/${device##*/}/pstate/aborted")" 0 'writes refused'
