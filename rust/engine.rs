@@ -26,6 +26,7 @@ mod write;
 
 use crate::{
     chain::{check_memory, Chain, Used},
+    error::is_no_space,
     format::Format,
     sys::{
         mq::{Driver, Op, Request, RequestList, Sync},
@@ -577,11 +578,6 @@ impl<D: Disk> Engine<D> {
             is_empty: ImageCluster(end) == first,
         })
     }
-}
-
-/// Whether an error says that there is no space.
-fn is_no_space(error: Error) -> bool {
-    error == ENOSPC || Errno::Quota.is(error)
 }
 
 /// How the top delta was closed.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Faults of pure code as errnos, in one place.
+//! Faults of pure code as errnos, and what errnos say, in one place.
 
 use crate::sys::prelude::*;
 use ploop_pure::{lifecycle::Refusal, problem::Problem};
@@ -23,6 +23,11 @@ pub(crate) fn errno(e: ploop_pure::Error) -> Error {
         ploop_pure::Error::NotFound => ENOENT,
         ploop_pure::Error::TooBig => EFBIG,
     }
+}
+
+/// Whether an error says that there is no space.
+pub(crate) fn is_no_space(error: Error) -> bool {
+    error == ENOSPC || Errno::Quota.is(error)
 }
 
 /// The errno of a control call that is not admitted.

@@ -8,7 +8,7 @@ mod info;
 
 pub(crate) use self::info::Info;
 use crate::{
-    error::{errno, Shown},
+    error::{errno, is_no_space, Shown},
     format::{
         ploop1::{Expect, Ploop1},
         raw::Raw,
@@ -206,6 +206,12 @@ impl Delta {
         self.is_spoiled.load(Relaxed)
     }
 
+    /// Of a delta below the top: whether a snapshot or merge that failed has left it with an index on
+    /// disk that lacks what it had in memory.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        self.is_writable() || self.is_spoiled()
+    }
+
     /// Gives `sink` all clusters that it has, with their slots. Returns one past the highest slot.
     pub(crate) fn scan(
         &self,
@@ -314,10 +320,17 @@ impl Delta {
                         "ploop{device}: the image's format extension (dirty bitmap) is dropped\n"
                     );
                 }
+                self.read_first(&mut buf)?;
+                self.is_marked.store(true, Relaxed);
+                let written = self.put_header(&now.header().opened(), &mut buf);
+                if written.is_err_and(is_no_space) {
+                    self.is_marked.store(false, Relaxed);
+                    return written;
+                }
                 // Whatever becomes of that, the mark may be on disk, or not. So it is not tried again,
                 // and nothing is written to an image that may not be marked.
-                self.is_marked.store(true, Relaxed);
-                self.write_header(now.header().opened(), &mut buf)
+                written
+                    .and_then(|()| self.io.sync())
                     .and_then(|()| self.drop_surplus(now, &mut buf))
                     .inspect_err(|_| self.spoil_marked())?;
             }
@@ -515,12 +528,22 @@ impl Delta {
     /// Writes the header, leaving the entries of its page as they are on disk, and syncs; by way of
     /// `buf`, a page. Only while nothing writes the index.
     fn write_header(&self, header: Header, buf: &mut PageBuf) -> Result {
-        if self.io.read(0, buf, 0..1)? != PAGE_BYTES {
-            return Err(EIO);
-        }
-        Ploop1::put_header(buf.page_mut(0).ok_or(EINVAL)?, &header);
-        self.io.write(0, buf, 0..1)?;
+        self.read_first(buf)?;
+        self.put_header(&header, buf)?;
         self.io.sync()
+    }
+
+    fn read_first(&self, buf: &mut PageBuf) -> Result {
+        match self.io.read(0, buf, 0..1)? {
+            PAGE_BYTES => Ok(()),
+            _ => Err(EIO),
+        }
+    }
+
+    /// Writes the first page, in `buf`, with another header.
+    fn put_header(&self, header: &Header, buf: &mut PageBuf) -> Result {
+        Ploop1::put_header(buf.page_mut(0).ok_or(EINVAL)?, header);
+        self.io.write(0, buf, 0..1)
     }
 
     /// Composes index page `page_no` in page `idx` of `buf`; `lookup` gives the slot of each

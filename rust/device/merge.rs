@@ -14,6 +14,7 @@ use super::{ops::Ops, Control, Device};
 use crate::{
     chain::{delta::Delta, Chain},
     engine::{merge::Moved, Closed, Engine, Parts},
+    error::is_no_space,
     io::with_memory,
     sys::{self, gen_disk::DiskRef, mq::noio, pages::PageBuf, prelude::*},
 };
@@ -112,7 +113,7 @@ impl Device {
         let larger = room.and_then(|()| dest.fit(size)).inspect_err(|e| {
             // It was only asked to stop, or lacked something: entries are old or new, each good. After
             // a failed write or sync nobody knows, and the mark stays.
-            if [Errno::Cancelled.error(), ENOSPC, EBUSY, ENOMEM].contains(e) {
+            if is_no_space(*e) || [Errno::Cancelled.error(), EBUSY, ENOMEM].contains(e) {
                 leave_alone(dest);
             }
         })?;

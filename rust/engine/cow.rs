@@ -7,12 +7,15 @@
 //! Elsewhere the copy goes through a few buffers that the engine has from the start; who finds none waits
 //! for one. What reads as zeros is not written: a slot that was just taken reads as zeros too.
 
-use super::{is_no_space, lockout::wake, Disk, Engine, Phase};
-use crate::sys::{
-    mq::{Op, Request, RequestList},
-    pages::{PageBuf, PAGE_BYTES},
-    prelude::*,
-    trace,
+use super::{lockout::wake, Disk, Engine, Phase};
+use crate::{
+    error::is_no_space,
+    sys::{
+        mq::{Op, Request, RequestList},
+        pages::{PageBuf, PAGE_BYTES},
+        prelude::*,
+        trace,
+    },
 };
 use core::ops::Range;
 use ploop_pure::{

@@ -7,12 +7,12 @@
 //! published before they came.
 
 use super::{
-    is_no_space,
     lockout::{wake, wake_failed},
     Disk, Engine, Phase,
 };
 use crate::{
     chain::{delta::Delta, Chain},
+    error::is_no_space,
     sys::{
         mq::{noio, Request},
         pages::PageBuf,

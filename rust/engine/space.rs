@@ -6,15 +6,17 @@
 //! which is before any entry that names a slot in it (ordering rules 1 and 4).
 
 use super::{
-    is_no_space,
     lockout::{wake, wake_failed},
     Disk, Engine, Phase,
 };
-use crate::sys::{
-    mq::{noio, Request, RequestList},
-    prelude::*,
-    trace,
-    work::Work,
+use crate::{
+    error::is_no_space,
+    sys::{
+        mq::{noio, Request, RequestList},
+        prelude::*,
+        trace,
+        work::Work,
+    },
 };
 use core::ops::Range;
 use ploop_pure::{

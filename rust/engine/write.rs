@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Writes: the steps that [`ploop_pure::flow`] decides, done.
 
-use super::{cow::Copy, is_no_space, lockout::Change, Disk, Engine, Extent, Phase};
+use super::{cow::Copy, lockout::Change, Disk, Engine, Extent, Phase};
 use crate::{
+    error::is_no_space,
     format::ploop1::Ploop1,
     sys::{
         mq::{Op, Request, Sync},
