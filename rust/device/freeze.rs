@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! FREEZE and THAW, and the freezing around a snapshot.
 
-use super::{Device, Impatient};
+use super::{Control, Device, Impatient};
 use crate::{
     engine::Engine,
     error::refusal,
@@ -15,6 +15,7 @@ impl Device {
         let this = disk.driver();
         let mut control = this.control.lock();
         admit(control.state(), Call::Freeze).map_err(refusal)?;
+        control.admit_freeze()?;
         let (mut thawed, mut result) = (None, Ok(()));
         if frozen && control.frozen_fs.is_none() {
             if control.engine.as_ref().is_some_and(|e| e.has_parked()) {
@@ -31,11 +32,22 @@ impl Device {
         } else if !frozen {
             thawed = control.frozen_fs.take();
         }
-        this.view.lock().is_frozen = control.frozen_fs.is_some();
-        drop(control);
-        // What that writes may wait for space, and nobody must wait for it.
-        drop(thawed);
+        match thawed {
+            Some(fs) => this.thaw_fs(control, fs),
+            None => this.view.lock().is_frozen = control.frozen_fs.is_some(),
+        }
         result
+    }
+
+    /// Thaws file systems, without the control lock: what that writes may wait for space, and nobody
+    /// must wait for it.
+    pub(super) fn thaw_fs(&self, mut control: MutexGuard<'_, Control>, fs: FrozenFs) {
+        control.is_thawing = true;
+        drop(control);
+        drop(fs);
+        let mut control = self.control.lock();
+        control.is_thawing = false;
+        self.view.lock().is_frozen = control.frozen_fs.is_some();
     }
 
     /// Freezes the file systems on the disk. What they write before that fails, rather than waits,
@@ -46,5 +58,15 @@ impl Device {
     ) -> Result<FrozenFs> {
         let _impatient = Impatient::begin(engine.cloned());
         FrozenFs::freeze(disk)
+    }
+}
+
+impl Control {
+    /// Whether file systems can be frozen or thawed now: EBUSY while some are being thawed.
+    pub(super) fn admit_freeze(&self) -> Result {
+        match self.is_thawing {
+            true => Err(EBUSY),
+            false => Ok(()),
+        }
     }
 }

@@ -26,7 +26,7 @@ use ploop_pure::{
 };
 
 /// Entries that DUMP_CACHED_BAT looks up at once.
-const DUMP_STEP: u32 = 1 << 12;
+const DUMP_STEP: u32 = 1 << 16;
 
 impl Device {
     /// DEL_DELTA: the levels above move down by one. Of a running device only a delta between
@@ -145,10 +145,8 @@ impl Device {
         deltas: KVec<Arc<Delta>>,
     ) -> Result {
         if old.is_poisoned() {
-            // Of a snapshot or merge that failed: its index on disk lacks what it had in memory.
-            let is_unfinished = |delta: &Delta| delta.is_writable() || delta.is_spoiled();
             let top = usize::from(old.chain.top_level().0);
-            if deltas.iter().take(top).any(|delta| is_unfinished(delta)) {
+            if deltas.iter().take(top).any(|delta| delta.is_unfinished()) {
                 return Err(EIO);
             }
         } else {
@@ -266,12 +264,12 @@ impl Device {
         mut sink: impl FnMut(u32) -> Result,
     ) -> Result {
         let end = args.start_cluster.saturating_add(args.nr_clusters);
-        let mut first = args.start_cluster;
-        let mut entries = KVec::with_capacity(DUMP_STEP as usize, GFP_KERNEL)?;
+        let (mut first, mut seen) = (args.start_cluster, None);
+        let mut entries = KVVec::with_capacity(DUMP_STEP.min(end - first) as usize, GFP_KERNEL)?;
         loop {
             let next = end.min(first.saturating_add(DUMP_STEP));
             entries.clear();
-            self.entries_of(&args, first..next, &mut entries)?;
+            self.entries_of(&args, first..next, &mut seen, &mut entries)?;
             // It may wait for whom it likes, the file systems on the disk too, so nobody waits for it.
             entries.iter().try_for_each(|entry| sink(*entry))?;
             if next >= end {
@@ -281,12 +279,14 @@ impl Device {
         }
     }
 
-    /// Adds the entries for `range`, a part of what `args` asks for, to `entries`.
+    /// Adds the entries for `range`, a part of what `args` asks for, to `entries`. EBUSY if they are not
+    /// of the delta that was `seen` before, or that is not where it was.
     fn entries_of(
         &self,
         args: &abi::DumpBat,
         range: Range<u32>,
-        entries: &mut KVec<u32>,
+        seen: &mut Option<(Arc<Delta>, bool)>,
+        entries: &mut KVVec<u32>,
     ) -> Result {
         let control = self.control.lock();
         let engine = control.engine.as_ref().ok_or(ENODEV)?;
@@ -304,9 +304,15 @@ impl Device {
             return Err(EINVAL);
         }
         let is_top = Level(level) == engine.chain.top_level();
+        let (then, was_top) = seen.get_or_insert_with(|| (delta.clone(), is_top));
+        if !Arc::ptr_eq(then, delta) || *was_top != is_top {
+            return Err(EBUSY);
+        }
+        // What is told is on disk.
         if is_top {
-            // What is told is on disk.
             Self::commit_top(engine)?;
+        } else if delta.is_unfinished() {
+            return Err(EIO);
         }
         for cluster in range.map(Cluster) {
             let entry = match engine.chain.slot_of(Level(level), cluster) {

@@ -81,6 +81,9 @@ impl Device {
             old,
             new,
         };
+        if freeze_fs {
+            control.admit_freeze()?;
+        }
         let frozen_fs = match freeze_fs {
             // They would be waited for without end.
             true if steps.old.has_parked() => Err(ENOSPC),
@@ -99,9 +102,10 @@ impl Device {
         {
             control.folders.truncate(level);
         }
-        drop(control);
-        // Last: thawing writes durably, which is a commit of the new top, and may wait for space.
-        drop(frozen_fs);
+        if let Some(fs) = frozen_fs {
+            // Last: thawing writes durably, which is a commit of the new top.
+            this.thaw_fs(control, fs);
+        }
         result
     }
 

@@ -43,7 +43,7 @@ pub(crate) mod prelude {
         str::CString,
         sync::{
             atomic::{Acquire, Atomic, Full, Relaxed, Release},
-            Arc, Completion, CondVar, Mutex, SetOnce, SpinLock,
+            Arc, Completion, CondVar, Mutex, MutexGuard, SetOnce, SpinLock,
         },
         uaccess::{UserPtr, UserSlice},
     };
