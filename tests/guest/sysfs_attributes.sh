@@ -31,7 +31,9 @@ note 'who waits for an event keeps no image'
 expect_same "$(stat -c %a "$dir/pstate/event")" 400 'mode of event'
 cat "$dir/pstate/event" >"$TEST_DIR/event" &
 reader=$!
-sleep 1
+# It has the file open and sleeps.
+waits_for_event() { [[ $(readlink "/proc/$reader/fd"/*) == */pstate/event* && $(cut -d' ' -f3 "/proc/$reader/stat") == S ]]; }
+retry 10 waits_for_event || die 'nobody waits for an event'
 ploopctl create -s 64M -b 64K --format-version 1 "$SCRATCH/other.img" >/dev/null
 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/other.img"
 plooptest op "$device" merge top
