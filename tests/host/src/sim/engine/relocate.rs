@@ -76,6 +76,11 @@ impl Engine<'_> {
         let top = Where::Chain(self.top);
         let fault = self.cfg.fault;
         let next = match r.stage {
+            // It lacks space, or is cancelled: the disk stays as large as it is.
+            Stage::Choose | Stage::Zero if r.is_growth && rng.chance(8) => {
+                self.alloc.set_floor(ImageCluster(r.slots.start));
+                None
+            }
             Stage::Begin if r.is_growth => {
                 let header = self.files[self.top].header;
                 // One cluster more of index.
