@@ -103,6 +103,8 @@ pub(crate) struct Device {
     tracks: Arc<Tracks>,
     /// Where long operations run. They wait for `workers`.
     op_worker: Workqueue,
+    /// Where file I/O of callers runs.
+    errands: Arc<Workqueue>,
 }
 
 impl Device {
@@ -135,6 +137,7 @@ impl Device {
                 ops: Ops::new()?,
                 tracks,
                 op_worker: Workqueue::unbound(c"ploop_op")?,
+                errands: Arc::new(Workqueue::unbound(c"ploop_errand")?, GFP_KERNEL)?,
             }? Error),
             GFP_KERNEL,
         )
@@ -199,7 +202,7 @@ impl Device {
         cookie: Option<&abi::Cookie>,
     ) -> Result {
         // Before the lock: opening a block device may wait for whoever removes another.
-        let io = Io::open(file, args.access)?;
+        let io = Io::open(file, args.access, &self.errands)?;
         self.add_opened(io, args, cookie)
     }
 

@@ -14,6 +14,7 @@ use crate::sys::{
     mq::{Driver, Request, Sync},
     pages::PageBuf,
     prelude::*,
+    work::Workqueue,
 };
 use bdev::DiskShape;
 use core::ops::Range;
@@ -46,9 +47,15 @@ pub(crate) enum Io {
 }
 
 impl Io {
-    /// Opens the image that `user` is an open file of, for ourselves.
-    pub(crate) fn open(user: &File, access: Access) -> Result<Self> {
-        file::FileIo::open(user, access).map(Self::File)
+    /// Opens the image that `user` is an open file of, for ourselves. File I/O of processes runs on
+    /// `errands`.
+    pub(crate) fn open(user: &File, access: Access, errands: &Arc<Workqueue>) -> Result<Self> {
+        file::FileIo::open(user, access, errands).map(Self::File)
+    }
+
+    /// Opens the image anew.
+    pub(crate) fn reopen(&self, access: Access) -> Result<Self> {
+        Self::open(self.as_file(), access, self.file().errands())
     }
 
     fn file(&self) -> &file::FileIo {

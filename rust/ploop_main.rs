@@ -41,15 +41,12 @@ struct Ploop {
 /// All devices go when this does.
 struct Devices {
     registry: Arc<ctl::Registry>,
-    /// What they need as long as there is one.
-    errands: Option<sys::work::Errands>,
 }
 
 impl Drop for Devices {
     fn drop(&mut self) {
         self.registry.close();
         sys::gen_disk::wait_until_freed();
-        self.errands = None;
         sys::report_leaks();
     }
 }
@@ -57,7 +54,6 @@ impl Drop for Devices {
 impl kernel::InPlaceModule for Ploop {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
-            let errands = sys::work::Errands::new()?;
             let registry = ctl::Registry::new()?;
             let major = sys::misc::BlockMajor::register(
                 ploop_pure::abi::MAJOR,
@@ -74,10 +70,7 @@ impl kernel::InPlaceModule for Ploop {
                 control <- sys::misc::MiscDevice::register(c"ploop-control", registry.clone()),
                 major,
                 minor_file,
-                _devices: Devices {
-                    registry,
-                    errands: Some(errands),
-                },
+                _devices: Devices { registry },
             }? Error))
         })
     }

@@ -108,7 +108,7 @@ impl Delta {
 
     /// Opens the image of this delta, which is only read, anew: somebody has written it.
     pub(crate) fn reopen(&self, device: u32) -> Result<Self> {
-        let io = Io::open(self.io.as_file(), Access::Read)?;
+        let io = self.io.reopen(Access::Read)?;
         // Its own open file has the same locks; both only read.
         self.lock.reclaim(io.as_file());
         let args = OpenArgs {
@@ -122,7 +122,7 @@ impl Delta {
     /// has it. Until [`Self::writer_closed`] this delta's reads go on.
     pub(crate) fn open_writer(&self, device: u32) -> Result<Self> {
         self.io.release();
-        let io = match Io::open(self.io.as_file(), Access::ReadWrite) {
+        let io = match self.io.reopen(Access::ReadWrite) {
             // Another device has it open, which denies writers.
             Err(e) if e == ETXTBSY => return Err(EBUSY),
             io => io?,

@@ -99,7 +99,7 @@ impl Device {
     ) -> Result {
         let this = disk.driver();
         this.admit_file(disk, file)?;
-        let io = Io::open(file, args.access)?;
+        let io = Io::open(file, args.access, &this.errands)?;
         let mut control = this.control.lock();
         this.admit_change()?;
         let at = usize::from(level);

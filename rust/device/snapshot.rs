@@ -41,7 +41,7 @@ impl Device {
     ) -> Result {
         let this = disk.driver();
         this.admit_file(disk, file)?;
-        let io = Io::open(file, args.access)?;
+        let io = Io::open(file, args.access, &this.errands)?;
         let mut control = this.control.lock();
         admit(control.state(), Call::Snapshot).map_err(refusal)?;
         let Some(old) = control.engine.clone() else {

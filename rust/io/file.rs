@@ -7,7 +7,7 @@ use crate::sys::{
     file::{Access, Align, File, Kind, Mode},
     mq::noio,
     prelude::*,
-    work::errand,
+    work::Workqueue,
 };
 use core::ops::Range;
 
@@ -28,8 +28,7 @@ pub(crate) struct FileIo {
     bdev: Option<Pin<KBox<Bdev>>>,
     file: File,
     align: Align,
-    /// Who is killed does not wait for the end of his I/O.
-    is_killable: bool,
+    errands: Arc<Workqueue>,
     /// A sync has failed. Locked while one runs: what is lost is told but once, to any of those who
     /// sync at the same time.
     is_lost: Pin<KBox<Mutex<bool>>>,
@@ -40,7 +39,7 @@ pub(crate) struct FileIo {
 impl FileIo {
     /// Opens the file anew: for direct I/O if it can do that in blocks of at most 4096 bytes, else
     /// through the page cache, where our syncs are what makes data durable all the same.
-    pub(crate) fn open(user: &File, access: Access) -> Result<Self> {
+    pub(crate) fn open(user: &File, access: Access, errands: &Arc<Workqueue>) -> Result<Self> {
         match user.kind() {
             Kind::Regular | Kind::Block => {}
             Kind::Other => return Err(EINVAL),
@@ -58,22 +57,22 @@ impl FileIo {
                         offset: align.offset.max(ALIGN_MIN.offset),
                         memory: align.memory.max(ALIGN_MIN.memory),
                     };
-                    return Self::new(file, align);
+                    return Self::new(file, align, errands);
                 }
                 // The file system cannot.
                 Err(e) if e == EINVAL => {}
                 Err(e) => return Err(e),
             }
         }
-        Self::new(user.reopen(access, Mode::Buffered)?, ALIGN_MIN)
+        Self::new(user.reopen(access, Mode::Buffered)?, ALIGN_MIN, errands)
     }
 
-    fn new(file: File, align: Align) -> Result<Self> {
+    fn new(file: File, align: Align, errands: &Arc<Workqueue>) -> Result<Self> {
         let may_be = file.mode() == Mode::Direct && file.has_blocks() && sys::wants_bdev();
         let bdev = may_be.then(Bdev::new).transpose()?;
         Ok(Self {
             bdev,
-            is_killable: file.is_killable(),
+            errands: errands.clone(),
             file,
             align,
             is_lost: KBox::pin_init(new_mutex!(false), GFP_KERNEL)?,
@@ -100,15 +99,24 @@ impl FileIo {
         }
     }
 
-    /// Calls `f` so that it ends when its I/O does, even if the caller is killed.
+    /// Where file I/O of processes runs.
+    pub(super) fn errands(&self) -> &Arc<Workqueue> {
+        &self.errands
+    }
+
+    /// Calls `f` so that neither a signal to the caller nor a limit of his ends its I/O: on a network, in a
+    /// program, or through a page cache, which direct I/O may go through, too, it does not go on in who
+    /// is killed.
     pub(super) fn to_the_end<R: Send>(
         &self,
         f: impl FnOnce(&File) -> Result<R> + Send,
     ) -> Result<R> {
-        match self.is_killable {
+        match self.file.kind() {
+            Kind::Block => f(&self.file),
             // The worker does not know what memory may be got for this.
-            true => errand(|| noio(|| f(&self.file))).ok_or(EIO)?,
-            false => f(&self.file),
+            Kind::Regular | Kind::Other => {
+                self.errands.errand(|| noio(|| f(&self.file))).ok_or(EIO)?
+            }
         }
     }
 

@@ -147,14 +147,6 @@ impl File {
         })
     }
 
-    /// Whether who is killed does not wait for the end of his I/O, which goes on or never begins: through
-    /// the page cache, on a network, or in a program.
-    pub(crate) fn is_killable(&self) -> bool {
-        // SAFETY: A live file by the invariant.
-        let waits = unsafe { bindings::ploop_file_io_is_waited_for(self.raw.as_ptr()) };
-        self.mode() == Mode::Buffered || !waits
-    }
-
     /// A number that two open files share only if they are the same file, while both are open.
     pub(crate) fn inode_key(&self) -> usize {
         // SAFETY: A live file by the invariant.

@@ -532,12 +532,6 @@ bool ploop_is_mortal(void)
 	return !(current->flags & PF_KTHREAD);
 }
 
-/* Whether a task that is killed waits for its direct I/O to the file: it is on a device. */
-bool ploop_file_io_is_waited_for(struct file *file)
-{
-	return S_ISBLK(file_inode(file)->i_mode) || ploop_file_host(file)->i_sb->s_bdev;
-}
-
 /*
  * Makes the freeze that follows short: the queue's users are counted in one place from here on, so
  * that nobody has to wait for an RCU grace period with requests shut out. Requests go on meanwhile.

@@ -103,7 +103,6 @@ bool ploop_ofd_is_locked(struct file *file, loff_t start, pid_t *pid);
 
 void ploop_errand(struct workqueue_struct *wq, void (*run)(void *arg), void *arg);
 bool ploop_is_mortal(void);
-bool ploop_file_io_is_waited_for(struct file *file);
 void ploop_freeze_prepare(struct request_queue *q);
 void ploop_freeze_ended(struct request_queue *q);
 unsigned int ploop_no_reclaim_begin(void);

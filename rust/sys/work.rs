@@ -9,7 +9,7 @@ use core::{
 use kernel::{
     prelude::*,
     sync::{
-        atomic::{Acquire, Atomic, Full, Relaxed, Release},
+        atomic::{Atomic, Full, Relaxed},
         Arc, LockClassKey,
     },
     types::Opaque,
@@ -63,6 +63,40 @@ impl Workqueue {
         unsafe { bindings::queue_work_on(cpu, self.0.as_ptr(), work) };
     }
 
+    /// Calls `f`, which waits for I/O and takes no lock that is held across errands, on a worker if the caller
+    /// can be killed, and waits for it all the same. Nothing else that waits may be on this queue.
+    /// Sleeps.
+    pub(crate) fn errand<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Option<R> {
+        /// What `f` is, and what it returns.
+        struct Call<F, R>(Option<F>, Option<R>);
+
+        /// # Safety
+        ///
+        /// `arg` is a `Call` that nobody else uses meanwhile.
+        unsafe extern "C" fn run<F: FnOnce() -> R, R>(arg: *mut c_void) {
+            // SAFETY: By the contract.
+            let call = unsafe { &mut *arg.cast::<Call<F, R>>() };
+            call.1 = call.0.take().map(|f| f());
+        }
+
+        fn run_of<F: FnOnce() -> R, R>(_: &Call<F, R>) -> unsafe extern "C" fn(*mut c_void) {
+            run::<F, R>
+        }
+
+        let mut call = Call(Some(f), None);
+        let run = run_of(&call);
+        let arg = ptr::from_mut(&mut call).cast();
+        // SAFETY: No preconditions.
+        if !unsafe { bindings::ploop_is_mortal() } {
+            // SAFETY: `arg` is of the type that `run` is for.
+            unsafe { run(arg) };
+        } else {
+            // SAFETY: A live queue by the invariant; `arg` as above, and its parts may go to another thread.
+            unsafe { bindings::ploop_errand(self.0.as_ptr(), Some(run), arg) };
+        }
+        call.1
+    }
+
     /// Waits until everything queued before has run.
     pub(crate) fn flush(&self) {
         // SAFETY: A live queue by the invariant.
@@ -76,64 +110,6 @@ impl Drop for Workqueue {
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
         QUEUES.sub();
     }
-}
-
-/// The queue of [`errand`], while there is one.
-static ERRANDS: Atomic<*mut bindings::workqueue_struct> = Atomic::new(ptr::null_mut());
-
-/// Lets [`errand`] find a worker. One at a time; nobody may be in an errand when it is dropped.
-pub(crate) struct Errands {
-    _queue: Workqueue,
-}
-
-impl Errands {
-    /// The one of the module.
-    pub(crate) fn new() -> Result<Self> {
-        let queue = Workqueue::unbound(c"ploop-errands")?;
-        ERRANDS.store(queue.0.as_ptr(), Release);
-        Ok(Self { _queue: queue })
-    }
-}
-
-impl Drop for Errands {
-    fn drop(&mut self) {
-        ERRANDS.store(ptr::null_mut(), Release);
-    }
-}
-
-/// Calls `f`, which waits for I/O and takes no lock that is held across errands, on a worker if the caller
-/// can be killed, and waits for it all the same. Sleeps.
-pub(crate) fn errand<R: Send>(f: impl FnOnce() -> R + Send) -> Option<R> {
-    /// What `f` is, and what it returns.
-    struct Call<F, R>(Option<F>, Option<R>);
-
-    /// # Safety
-    ///
-    /// `arg` is a `Call` that nobody else uses meanwhile.
-    unsafe extern "C" fn run<F: FnOnce() -> R, R>(arg: *mut c_void) {
-        // SAFETY: By the contract.
-        let call = unsafe { &mut *arg.cast::<Call<F, R>>() };
-        call.1 = call.0.take().map(|f| f());
-    }
-
-    fn run_of<F: FnOnce() -> R, R>(_: &Call<F, R>) -> unsafe extern "C" fn(*mut c_void) {
-        run::<F, R>
-    }
-
-    let mut call = Call(Some(f), None);
-    let run = run_of(&call);
-    let arg = ptr::from_mut(&mut call).cast();
-    let queue = ERRANDS.load(Acquire);
-    // SAFETY: No preconditions.
-    if queue.is_null() || !unsafe { bindings::ploop_is_mortal() } {
-        // SAFETY: `arg` is of the type that `run` is for.
-        unsafe { run(arg) };
-    } else {
-        // SAFETY: A live queue, as those who send errands end before it; `arg` as above, and its parts
-        // may go to another thread.
-        unsafe { bindings::ploop_errand(queue, Some(run), arg) };
-    }
-    call.1
 }
 
 /// A work item, a part of a `T`, that runs a function on it, at once or after a delay.
