@@ -53,8 +53,8 @@ struct Control {
     max_delta: Option<(u64, Identity)>,
     /// FREEZE.
     frozen_fs: Option<FrozenFs>,
-    /// File systems on the disk are being thawed.
-    is_thawing: bool,
+    /// Calls that thaw file systems on the disk.
+    nr_thawing: u32,
     /// The disk is going away.
     is_removed: bool,
 }
@@ -117,7 +117,7 @@ impl Device {
             pin: None,
             max_delta: None,
             frozen_fs: None,
-            is_thawing: false,
+            nr_thawing: 0,
             is_removed: false,
         };
         let workers = Arc::new(Workqueue::per_cpu(c"ploop")?, GFP_KERNEL)?;

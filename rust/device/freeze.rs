@@ -15,7 +15,9 @@ impl Device {
         let this = disk.driver();
         let mut control = this.control.lock();
         admit(control.state(), Call::Freeze).map_err(refusal)?;
-        control.admit_freeze()?;
+        if control.nr_thawing > 0 && (frozen || control.frozen_fs.is_none()) {
+            return Err(EBUSY);
+        }
         let (mut thawed, mut result) = (None, Ok(()));
         if frozen && control.frozen_fs.is_none() {
             if control.engine.as_ref().is_some_and(|e| e.has_parked()) {
@@ -42,11 +44,11 @@ impl Device {
     /// Thaws file systems, without the control lock: what that writes may wait for space, and nobody
     /// must wait for it.
     pub(super) fn thaw_fs(&self, mut control: MutexGuard<'_, Control>, fs: FrozenFs) {
-        control.is_thawing = true;
+        control.nr_thawing += 1;
         drop(control);
         drop(fs);
         let mut control = self.control.lock();
-        control.is_thawing = false;
+        control.nr_thawing -= 1;
         self.view.lock().is_frozen = control.frozen_fs.is_some();
     }
 
@@ -58,15 +60,5 @@ impl Device {
     ) -> Result<FrozenFs> {
         let _impatient = Impatient::begin(engine.cloned());
         FrozenFs::freeze(disk)
-    }
-}
-
-impl Control {
-    /// Whether file systems can be frozen or thawed now: EBUSY while some are being thawed.
-    pub(super) fn admit_freeze(&self) -> Result {
-        match self.is_thawing {
-            true => Err(EBUSY),
-            false => Ok(()),
-        }
     }
 }

@@ -49,6 +49,9 @@ impl Device {
             return this.add_opened(io, args, None);
         };
         this.admit_change()?;
+        if freeze_fs && control.nr_thawing > 0 {
+            return Err(EBUSY);
+        }
         if old.is_poisoned() {
             return Err(EIO);
         }
@@ -81,9 +84,6 @@ impl Device {
             old,
             new,
         };
-        if freeze_fs {
-            control.admit_freeze()?;
-        }
         let frozen_fs = match freeze_fs {
             // They would be waited for without end.
             true if steps.old.has_parked() => Err(ENOSPC),

@@ -162,11 +162,18 @@ sleep 2
 timeout 10 plooptest sync "$device" || die 'calls do not go on'
 timeout 10 plooptest checkpoint start "$device" 5 || die 'a checkpoint does not go on'
 waits "$thawer" || die 'thawing did not wait'
+for call in $FREEZE $THAW; do expect_same "$(call $call)" 16 "errno of $call"; done
+ploopctl create -s 32M -b 64K "$TEST_DIR/2.img" >/dev/null
+expect_fail timeout 20 plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/2.img"
+expect_same "$(nr_levels "$device")" 2 levels
 rm "$SCRATCH/filler"
 wait "$writer" || die 'the write that waited for space failed'
 wait "$thawer"
 expect_same "$(<"$TEST_DIR/thawed")" 0 'errno of THAW'
 cp "$TEST_DIR/data" "$TEST_DIR/fs/b"
+plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/2.img"
+expect_same "$(nr_levels "$device")" 3 levels
+cp "$TEST_DIR/data" "$TEST_DIR/fs/c"
 umount "$TEST_DIR/fs"
 e2fsck -fn "$device" >&2 || die 'the file system is damaged'
 detach "$device"
