@@ -64,28 +64,38 @@ impl Device {
         }
         let top = engine.chain.top().ok_or(ENOENT)?;
         let larger = Arc::new(top.resized(sectors)?, GFP_KERNEL)?;
+        let slots = top.in_the_way(sectors)?;
+        let (start, end) = (slots.start, slots.end);
+        if start < end {
+            // With nobody on the way to publish a slot that was taken before.
+            Self::at_rest(disk, &engine, |_| engine.reserve_slots(end))?;
+            engine.begin();
+        }
+        self.vacate(ops, &engine, slots)
+            .and_then(|()| Self::prepare_file(ops, &engine, &larger))
+            .and_then(|()| self.end_grow(disk, &engine, larger))
+            // What is free there is found again when the image is opened anew. What is before is the
+            // index.
+            .inspect_err(|_| engine.reserve_slots(start))
+    }
+
+    /// Makes the top's file ready for the header of `larger`.
+    fn prepare_file(ops: &Ops, engine: &Arc<Engine<Self>>, larger: &Delta) -> Result {
+        let top = engine.chain.top().ok_or(ENOENT)?;
         match (top.format(), larger.format()) {
             (Format::Ploop1(old), Format::Ploop1(new)) => {
-                let (from, to) = (old.header().first_data, new.header().first_data);
-                if from < to {
-                    // With nobody on the way to publish a slot that was taken before.
-                    Self::at_rest(disk, &engine, |_| engine.reserve_slots(to))?;
-                    engine.begin();
-                }
-                self.vacate(ops, &engine, from..to)?;
-                Self::prepare_index(ops, &engine, old.header(), new.header())
-                    .inspect_err(|_| engine.reserve_slots(from))?;
+                Self::prepare_index(ops, engine, old.header(), new.header())?;
             }
-            (Format::Raw(_), Format::Raw(_)) => {
-                top.io().lengthen(sectors.saturating_mul(SECTOR_BYTES))?;
+            (Format::Raw(_), Format::Raw(new)) => {
+                top.io()
+                    .lengthen(new.size_sectors().saturating_mul(SECTOR_BYTES))?;
             }
             (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {
                 return Err(EINVAL)
             }
         }
         // Commits wait for it. What it reports may have been about writes of others.
-        noio(|| top.io().sync()).inspect_err(|e| engine.poison_for(*e))?;
-        self.end_grow(disk, &engine, larger)
+        noio(|| top.io().sync()).inspect_err(|e| engine.poison_for(*e))
     }
 
     /// Makes zero, of a top whose header is `old`, what a disk with the header `new` finds there.
@@ -115,8 +125,7 @@ impl Device {
         Ok(())
     }
 
-    /// Moves all clusters out of these slots, which are not handed out any more; if that fails, they
-    /// are again.
+    /// Moves all clusters out of these slots, which are not handed out any more.
     pub(super) fn vacate(
         &self,
         ops: &Ops,
@@ -126,16 +135,7 @@ impl Device {
         if slots.start >= slots.end {
             return Ok(());
         }
-        let vacated = self.move_out(ops, engine, slots.start.0..slots.end.0);
-        if vacated.is_err() {
-            // What is free there is found again when the image is opened anew. What is before is the
-            // index.
-            engine.reserve_slots(slots.start);
-        }
-        vacated
-    }
-
-    fn move_out(&self, ops: &Ops, engine: &Arc<Engine<Self>>, slots: Range<u32>) -> Result {
+        let slots = slots.start.0..slots.end.0;
         // Who would have to write to give memory waits for it.
         noio(|| engine.reach(ImageCluster(slots.end)))?;
         let size = engine.chain.cluster().bytes();

@@ -14,7 +14,11 @@ use ploop_pure::{
 fn in_use(engine: &Engine<Device>) -> u64 {
     let chain = &engine.chain;
     match chain.top().map(|top| top.format()) {
-        Some(Format::Ploop1(_)) => chain.cluster().bytes() * u64::from(engine.head()),
+        // The index of a disk that has grown is not handed out.
+        Some(Format::Ploop1(format)) => {
+            let end = engine.head().max(format.header().first_data.0);
+            chain.cluster().bytes() * u64::from(end)
+        }
         Some(Format::Raw(raw)) => raw.size_sectors().saturating_mul(SECTOR_BYTES),
         None => 0,
     }

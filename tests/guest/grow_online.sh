@@ -133,6 +133,17 @@ detach "$device"
 device=$(attach "$SCRATCH/odd.img" "$SCRATCH/top.img")
 detach "$device"
 
+note 'copied before anything is written'
+ploopctl create -s 200M -b 32K "$SCRATCH/empty.img" >/dev/null
+device=$(attach "$SCRATCH/empty.img")
+timeout 60 plooptest op "$device" grow $((300 << 11))
+timeout 60 plooptest track-copy "$device" "$SCRATCH/empty.img" "$SCRATCH/copy.img"
+detach "$device"
+device=$(attach "$SCRATCH/copy.img")
+expect_same "$(sectors)" $((300 << 11)) 'size of the copy'
+cmp -n $((300 << 20)) "$device" /dev/zero >&2 || die 'the copy is wrong'
+detach "$device"
+
 note 'alone, ending inside a cluster, with something behind the end of the disk'
 rm "$SCRATCH/odd.img"
 ploopctl create -s 1000000000 -b 1M "$SCRATCH/odd.img" >/dev/null

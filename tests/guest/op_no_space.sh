@@ -161,7 +161,6 @@ timeout 60 plooptest op "$device" grow $((900 << 11)) || die 'growth fails with 
 same grown
 put 9
 end "$small/g.img"
-umount "$small" "$SCRATCH"
 
 note 'growth of an empty image, and more than there is space for'
 rm -f "$small"/*
@@ -182,3 +181,5 @@ ploopctl check "$small/0.img" >&2 || die 'the image is damaged'
 device=$(attach "$small/0.img")
 for at in 0 290; do cmp -n 1048576 -i $((at << 20)):0 "$device" "$TEST_DIR/part.$at" >&2 || die "MiB $at is lost"; done
 detach "$device"
+
+umount "$small" "$SCRATCH"
