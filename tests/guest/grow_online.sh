@@ -137,7 +137,7 @@ note 'copied before anything is written'
 ploopctl create -s 200M -b 32K "$SCRATCH/empty.img" >/dev/null
 device=$(attach "$SCRATCH/empty.img")
 timeout 60 plooptest op "$device" grow $((300 << 11))
-timeout 60 plooptest track-copy "$device" "$SCRATCH/empty.img" "$SCRATCH/copy.img"
+timeout 60 plooptest track-copy --quiesce true "$device" "$SCRATCH/empty.img" "$SCRATCH/copy.img"
 detach "$device"
 device=$(attach "$SCRATCH/copy.img")
 expect_same "$(sectors)" $((300 << 11)) 'size of the copy'
