@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}
-rounds=$(share 12 1000)
+rounds=$(share 12 500)
 note "seed $seed, $rounds rounds"
 RANDOM=$seed
 scratch_fs xfs
