@@ -16,12 +16,6 @@ ploopctl create -s 16M -b 64K "$SCRATCH/top.img" >/dev/null
 device=$(attach -f raw /dev/mapper/below "$SCRATCH/top.img")
 
 # below TABLE: switches the table of the device below.
-below() {
-    dmsetup suspend --nolockfs below
-    dmsetup load below --table "$1"
-    dmsetup resume below
-}
-
 # put OFFSET BYTES: to the disk and, if that succeeds, to the model.
 put() {
     head -c "$2" /dev/urandom >"$TEST_DIR/part"

@@ -169,6 +169,13 @@ ram_disk() {
     echo /dev/ram0
 }
 
+# below TABLE: what the dm device `below`, under a file system, is made of from here on.
+below() {
+    dmsetup suspend --nolockfs below
+    dmsetup load below --table "$1"
+    dmsetup resume below
+}
+
 # drop_caches: forget clean pages, so that reads reach the device.
 drop_caches() {
     sync

@@ -16,12 +16,6 @@ mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard /dev/mapper/below
 mkdir -p "$SCRATCH"
 mount /dev/mapper/below "$SCRATCH"
 
-below() {
-    dmsetup suspend --nolockfs below
-    dmsetup load below --table "$1"
-    dmsetup resume below
-}
-
 image=$SCRATCH/disk.img
 head -c 1M /dev/urandom >"$TEST_DIR/data"
 ploopctl create -s 64M -b 64K "$image" >/dev/null

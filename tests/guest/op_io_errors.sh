@@ -20,12 +20,6 @@ mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard /dev/mapper/below
 mkdir -p "$SCRATCH"
 mount /dev/mapper/below "$SCRATCH"
 
-below() {
-    dmsetup suspend --nolockfs below
-    dmsetup load below --table "$1"
-    dmsetup resume below
-}
-
 heal() { below "0 $sectors linear $disk 0"; }
 
 # place FILE BYTE: the first sector of the disk below that holds data of FILE at BYTE or

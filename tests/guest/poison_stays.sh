@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # A FUA write that the disk below refuses poisons the image. Nothing but STOP and a new
 # attach makes it writable again: not DEL_DELTA of a lower level, not an operation, not
-# that the disk has healed; nor is anything told of it that is not on disk. What was flushed before is there, also what was written
-# through commits that ran at that moment.
+# that the disk has healed; nor is anything told of it that is not on disk. What was
+# flushed before is there, also what was written through commits that ran at that moment.
 # timeout: 150
 . "$(dirname "$0")/lib.sh"
 
@@ -16,12 +16,6 @@ dmsetup create bad --table '0 4096 error'
 mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard /dev/mapper/below
 mkdir -p "$SCRATCH"
 mount /dev/mapper/below "$SCRATCH"
-
-below() {
-    dmsetup suspend --nolockfs below
-    dmsetup load below --table "$1"
-    dmsetup resume below
-}
 
 # del_delta LEVEL: prints the errno, 0 for none.
 del_delta() { call 0x40045005 L "$1"; }
