@@ -83,13 +83,8 @@ impl<D: Disk> Engine<D> {
         down: bool,
         buf: &mut PageBuf,
     ) -> Result<Moved> {
-        if self.is_poisoned() {
-            return Err(EIO);
-        }
-        match self.close_in_top(cluster) {
-            None => return Ok(Moved::Busy),
-            Some(false) => return Ok(Moved::Gone),
-            Some(true) => {}
+        if let Some(why) = self.close_in_top(cluster)? {
+            return Ok(why);
         }
         let from = self.chain.slot_in_top(cluster).ok_or(EIO)?;
         let slot = match down {
@@ -126,13 +121,8 @@ impl<D: Disk> Engine<D> {
         len: u64,
         buf: &mut PageBuf,
     ) -> Result<Moved> {
-        if self.is_poisoned() {
-            return Err(EIO);
-        }
-        match self.close_in_top(cluster) {
-            None => return Ok(Moved::Busy),
-            Some(false) => return Ok(Moved::Gone),
-            Some(true) => {}
+        if let Some(why) = self.close_in_top(cluster)? {
+            return Ok(why);
         }
         let at = self.chain.slot_in_top(cluster).ok_or(EIO);
         let trimmed = at.and_then(|at| {
@@ -161,16 +151,22 @@ impl<D: Disk> Engine<D> {
         top.zero_range(start + len.next_multiple_of(INDEX_PAGE_BYTES)..start + end)
     }
 
-    /// Closes a cluster if it is in the top; `None` if it is locked.
-    fn close_in_top(&self, cluster: Cluster) -> Option<bool> {
+    /// Closes a cluster of the top, or tells why not. EIO if the image takes no writes.
+    fn close_in_top(&self, cluster: Cluster) -> Result<Option<Moved>> {
+        if self.is_poisoned() {
+            return Err(EIO);
+        }
         let top = self.chain.top_level();
         let in_top = |place| matches!(place, Place::Slot { level, .. } if level == top);
-        let closed = self.try_close(cluster, in_top)?;
-        if closed {
-            // Writes in place that began before may still be on their way.
-            self.shared.epoch.wait();
+        match self.try_close(cluster, in_top) {
+            None => Ok(Some(Moved::Busy)),
+            Some(false) => Ok(Some(Moved::Gone)),
+            Some(true) => {
+                // Writes in place that began before may still be on their way.
+                self.shared.epoch.wait();
+                Ok(None)
+            }
         }
-        Some(closed)
     }
 
     /// Takes a slot for who may wait until the file has grown.
