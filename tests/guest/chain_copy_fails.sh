@@ -15,7 +15,6 @@ scratch_fs tmpfs 0 size=8M
 ploopctl create -s 16M -b 64K "$SCRATCH/top.img" >/dev/null
 device=$(attach -f raw /dev/mapper/below "$SCRATCH/top.img")
 
-# below TABLE: switches the table of the device below.
 # put OFFSET BYTES: to the disk and, if that succeeds, to the model.
 put() {
     head -c "$2" /dev/urandom >"$TEST_DIR/part"

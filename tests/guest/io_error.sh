@@ -23,7 +23,6 @@ bad=$(filefrag -e -b512 "$image" | sed -n 's/^ *[0-9]*: *\([0-9]*\)\.\. *\([0-9]
     awk -v want=$((10 << 11)) '$1 <= want && want <= $2 { print $3 + want - $1 }')
 [[ $bad =~ ^[0-9]+$ ]] || die "cannot find the cluster on the disk"
 
-# below TABLE: switches the table of the device below.
 below "0 $bad linear $disk 0
 $bad 8 error
 $((bad + 8)) $((sectors - bad - 8)) linear $disk $((bad + 8))"
