@@ -237,9 +237,17 @@ wait "$tool" || ended=$?
 ((ended != 0)) || die 'it says that all is well'
 grep -q 'holds what was written since' "$TEST_DIR/said" || die "no hint: $(<"$TEST_DIR/said")"
 detach "$rival"
+# Alone it is not what the disk is.
+status 38 ploopctl attach image
+grep -q 'not all of its disk' "$TEST_DIR/said" || die "no reason: $(<"$TEST_DIR/said")"
+status 38 ploopctl resize -s 64M image
 device=$(attach image image.backup-*)
 cmp -n $((1 << 20)) "$device" "$TEST_DIR/late" || die 'what was written meanwhile is lost'
 plooptest op "$device" merge top
+detach "$device"
+# Nothing is left in the other.
+device=$(attach image)
+cmp -n $((1 << 20)) "$device" "$TEST_DIR/late" || die 'what was merged is lost'
 detach "$device"
 rm -f image.backup-* rival new
 

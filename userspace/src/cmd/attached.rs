@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What is attached, found by any of its names; and the disk that a device is of.
 
+use super::backup::interim;
 use super::Target;
 use crate::descriptor::model::{Disk, ImageEntry, ROOTS};
 use crate::descriptor::{self, store, Descriptor};
@@ -127,7 +128,9 @@ pub enum Wanted {
 /// Refuses `images` of a disk with a descriptor that are not those of its top, or of the snapshot that
 /// the last one is: what builds on one that is written to would be lost, and what is read without
 /// what it builds on is no disk. A descriptor that cannot be understood keeps nobody from anything.
+/// Nor is an image all of its disk above which a backup left another.
 pub fn must_be_whole(images: &[PathBuf], wanted: Wanted) -> Result<()> {
+    interim::must_be_given(images)?;
     let real = images.iter().filter_map(|i| fs::canonicalize(i).ok());
     let real: Vec<_> = real.collect();
     let Some(last) = real.last().filter(|_| real.len() == images.len()) else {
@@ -180,7 +183,7 @@ pub fn must_be_ours(image: &Path, force: bool) -> Result<()> {
 
 /// The descriptor that names `image`, a path without symbolic links: beside it or, as an image may
 /// be in a directory below, above. One that cannot be understood may be that one.
-fn naming(image: &Path) -> Result<Option<PathBuf>> {
+pub fn naming(image: &Path) -> Result<Option<PathBuf>> {
     for dir in image.ancestors().skip(1) {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|e| e.path()).filter(|p| is_xml(p)).collect();

@@ -7,6 +7,7 @@
 //! What fails before the file has its name is undone. From then on the backup is good, and the old
 //! checkpoint is not needed any more, whatever becomes of the rest.
 
+pub mod interim;
 mod point;
 
 use super::attached;

@@ -5,6 +5,7 @@
 
 mod units;
 
+use super::backup::interim;
 use super::{attach, attached, detach};
 use crate::cli::{AttachArgs, BootCommand, DetachArgs, WaitArgs};
 use crate::conf::{self, Entry};
@@ -55,6 +56,21 @@ fn attach_entry(entry: &Entry) -> Result<()> {
         return Err(Error::new(Code::InUse, what).hint(format!("'ploopctl info {at}' shows it")));
     }
     let options = entry.options.clone();
+    // What a backup left that a crash ended is a part of the disk.
+    let above = match options.read_only {
+        true => Vec::new(),
+        false => interim::above(&entry.path),
+    };
+    let mut images = vec![entry.path.clone()];
+    if let [above] = above.as_slice() {
+        output::note(&format!(
+            "note: {} is attached with {}, to which it was written while a backup ran: 'ploopctl merge' \
+             makes one of them",
+            entry.name,
+            above.display()
+        ));
+        images.push(above.clone());
+    }
     let attached = attach::run(&AttachArgs {
         read_only: options.read_only,
         no_repair: options.no_repair,
@@ -62,7 +78,7 @@ fn attach_entry(entry: &Entry) -> Result<()> {
         format: options.format,
         cluster: options.cluster,
         cookie: Some(entry.name.clone()),
-        images: vec![entry.path.clone()],
+        images,
         ..AttachArgs::default()
     });
     if attached.is_err() {

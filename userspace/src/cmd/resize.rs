@@ -2,6 +2,7 @@
 //! `ploopctl resize`.
 
 use super::attached::{self, Subject};
+use super::backup::interim;
 use crate::cli::{GivenFormat, ResizeArgs};
 use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
@@ -11,7 +12,7 @@ use crate::operate::{self, Operation};
 use crate::output;
 use crate::progress::Shown;
 use crate::size::human;
-use crate::sysfs::Device;
+use crate::sysfs::{Device, Sysfs};
 use ploop_pure::units::SECTOR_BYTES;
 use std::path::Path;
 
@@ -25,7 +26,10 @@ pub fn run(args: &ResizeArgs) -> Result<()> {
     match attached::subject(&args.image)? {
         Subject::Disk(descriptor) => return disk(args, &descriptor),
         Subject::Device(found) => return device(args, &found),
-        Subject::Image => attached::must_be_ours(&args.image, args.force)?,
+        Subject::Image => {
+            attached::must_be_ours(&args.image, args.force)?;
+            interim::must_be_given(std::slice::from_ref(&args.image))?;
+        }
     }
     let has_grown = match (args.format, args.preallocate) {
         (GivenFormat::Raw, true) => offline::grow_raw(&args.image, args.size, Space::Full)?,
@@ -60,10 +64,29 @@ fn device(args: &ResizeArgs, device: &Device) -> Result<()> {
     }
     let has_grown = args.size > device.size;
     if has_grown {
-        let sectors = args.size / SECTOR_BYTES;
-        operate::run(device, Operation::Grow { sectors }, 0)?;
+        grow(device, args.size)?;
     }
     tell(args, has_grown)
+}
+
+/// Has the kernel grow the disk. What it waits for may have been another growth, to another size.
+fn grow(device: &Device, size: u64) -> Result<()> {
+    let sectors = size / SECTOR_BYTES;
+    for _ in 0..2 {
+        operate::run(device, Operation::Grow { sectors }, 0)?;
+        let now = Sysfs::default().device(device.index)?.map_or(0, |d| d.size);
+        if now == size {
+            return Ok(());
+        }
+        if now > size {
+            break;
+        }
+    }
+    let what = format!(
+        "{} was grown to another size meanwhile",
+        device.device.display()
+    );
+    Err(Error::new(Code::Busy, what).hint("'ploopctl info' shows its size"))
 }
 
 /// A disk with a descriptor, attached or not.

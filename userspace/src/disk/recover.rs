@@ -18,7 +18,6 @@ use crate::locks::{ImageLock, Use};
 use crate::output;
 use crate::sysfs::Device;
 use ploop_pure::layout::ploop1::Mark;
-use ploop_pure::problem::Problem;
 use std::path::Path;
 
 /// What is to become of an unfinished operation.
@@ -147,19 +146,13 @@ impl Opened {
         }
     }
 
-    /// Whether there is anything in a new top, or one that the kernel has merged. If not it makes no difference to what is read, and
-    /// may go: what was written to it and flushed, it would name. The mark says less: the kernel
-    /// sets it before it switches, and goes on writing to the old top if it then does not.
+    /// Whether there is anything in a new top, or one that the kernel has merged. If not it may go. The
+    /// mark says less: the kernel sets it before it switches, and goes on writing to the old top if
+    /// it then does not.
     fn has_data(&self, file: &str) -> Result<bool> {
         let image = Image::open(&self.other_file(file), Access::Read)?;
         let report = image.check()?.map_err(|p| image.not_an_image(p))?;
-        let is_harmless = |p: &Problem| {
-            matches!(
-                p,
-                Problem::InUse | Problem::EmptyFlag | Problem::TornTail { .. }
-            )
-        };
-        Ok(report.findings.usage.nr_used > 0 || !report.problems.iter().all(is_harmless))
+        Ok(report.has_data())
     }
 
     /// Whether a ploop1 image is in use, or was in a crash.
@@ -178,6 +171,9 @@ impl Opened {
             }
             self.store(&intent.after)?;
             outside.step("stored");
+        } else {
+            // It is there, and has to be durable before what it does not name is removed.
+            store::sync_dir(&self.path)?;
         }
         match &intent.operation {
             Operation::Switch { old, .. } | Operation::Delete { old, .. } => {

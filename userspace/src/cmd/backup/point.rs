@@ -4,6 +4,7 @@
 //! beside the top.
 
 use super::super::disk;
+use super::interim;
 use crate::cli::BackupArgs;
 use crate::descriptor::guid::Guid;
 use crate::disk::outside::{Freeze, NewDelta, Outside};
@@ -15,7 +16,6 @@ use crate::operate::{self, Operation};
 use crate::sysfs::{Device, Sysfs};
 use ploop_pure::layout::ploop1::{Header, Version};
 use ploop_pure::units::{ClusterSize, SECTOR_BYTES};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The images that a disk is, base first.
@@ -163,8 +163,10 @@ fn of_device(device: &Device, args: &BackupArgs, live: &Live, freeze: Freeze) ->
         return Err(Error::new(Code::Param, what)
             .hint("detach it, and back up the image, or make it larger: 'ploopctl resize'"));
     }
-    let path = beside(top.reachable()?, args.temporary.as_deref())?;
+    let top = top.reachable()?;
+    let path = interim::name(top, args.temporary.as_deref())?;
     make_empty(&path, device, cluster)?;
+    interim::leave_link(top, &path);
     let delta = NewDelta {
         path: &path,
         cluster_log: cluster.log_sectors(),
@@ -174,38 +176,43 @@ fn of_device(device: &Device, args: &BackupArgs, live: &Live, freeze: Freeze) ->
         // The kernel may have taken it all the same.
         let is_taken = now(device).is_ok_and(|d| d.delta_of(&path).is_some());
         if !is_taken {
-            let _ = fs::remove_file(&path);
+            let _ = interim::remove(top, &path);
             return Err(e);
         }
         let what = format!("all the same, {at} writes to {} now", path.display());
         return Err(e.hint(what));
     }
+    must_be_right_above(device, &paths, &path, args.bwlimit)?;
     Ok(Point {
         images: Images { paths, base },
         made: Made::Image(path),
     })
 }
 
-/// A name for the image that is written to meanwhile.
-fn beside(top: &Path, dir: Option<&Path>) -> Result<PathBuf> {
-    let is_node = fs::metadata(top).is_ok_and(|m| !m.is_file());
-    let dir = match dir {
-        Some(dir) => dir.to_owned(),
-        None if is_node => {
-            let what = format!(
-                "{} is a block device, beside which no image can be",
-                top.display()
-            );
-            return Err(Error::new(Code::Param, what).hint(
-                "give a directory with some space for what is written meanwhile: --temporary DIR",
-            ));
-        }
-        None => create::dir_of(top).to_owned(),
-    };
-    let guid =
-        Guid::random().map_err(|e| Error::io(Code::System, "cannot get random numbers", e))?;
-    let name = top.file_name().unwrap_or_default().to_string_lossy();
-    Ok(dir.join(format!("{name}.backup-{guid}")))
+/// The new top `path` has to be right above `paths`: those are what is read. A device without a
+/// descriptor has no lock, and another snapshot may have come between.
+fn must_be_right_above(device: &Device, paths: &[PathBuf], path: &Path, rate: u64) -> Result<()> {
+    let found = now(device)?;
+    let are_same = found.deltas.len() == paths.len() + 1
+        && found
+            .deltas
+            .iter()
+            .zip(paths)
+            .all(|(d, p)| found.delta_of(p) == Some(d));
+    if are_same {
+        return Ok(());
+    }
+    let what = format!(
+        "another snapshot of {} was made at the same moment",
+        device.device.display()
+    );
+    let error = Error::new(Code::Busy, what).hint("try again when nothing else works on it");
+    let level = found.delta_of(path).map(|d| d.level);
+    let below = level.and_then(|l| found.deltas.iter().find(|d| d.level + 1 == l));
+    match below.map(|d| merge(device, path, d.reachable()?, rate)) {
+        None | Some(Ok(())) => Err(error),
+        Some(Err(left)) => Err(error.hint(left.to_string())),
+    }
 }
 
 fn make_empty(path: &Path, device: &Device, cluster: ClusterSize) -> Result<()> {
@@ -262,7 +269,7 @@ fn merge(device: &Device, path: &Path, old_top: &Path, rate: u64) -> Result<()> 
         let what = format!("{at} does not have {image} any more, nor what was below it");
         return Err(lost(Error::new(Code::NotAttached, what)));
     }
-    fs::remove_file(path).map_err(|e| {
+    interim::remove(old_top, path).map_err(|e| {
         Error::io(
             Code::Unlink,
             format!("cannot remove {image}, which is merged"),
