@@ -66,6 +66,11 @@ dd if="$TEST_DIR/above" of="$TEST_DIR/want" bs=1M conv=notrunc status=none
 same() { cmp -n $((32 << 20)) "$device" "$TEST_DIR/want" || die 'the disk changed'; }
 expect_same "$(operation "$device" .operation)" null operation
 expect_fail ploopctl op rate 1M "$device"
+# By another name the base may be a clone's.
+ln base other
+expect_fail ploopctl merge "$device" 2>"$TEST_DIR/said"
+grep -q 'has 2 names' "$TEST_DIR/said" || die "merge said $(<"$TEST_DIR/said")"
+rm other
 ploopctl merge --rate 1M "$device" &
 merge=$!
 retry 20 is_running top

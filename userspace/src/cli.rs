@@ -386,8 +386,9 @@ pub struct MergeArgs {
     /// With DEVICE, the level that is merged into the one below [default: the top]
     #[arg(short, long, value_name = "N", conflicts_with = "upper")]
     pub level: Option<u32>,
-    /// Merge also images that a descriptor names: it is yours to put that right
-    #[arg(long, requires = "upper")]
+    /// Merge also images that a descriptor names, or into one whose file has other names: what builds
+    /// on it may be lost, and it is yours to put that right
+    #[arg(long)]
     pub force: bool,
     /// How fast the kernel may copy
     #[command(flatten)]
@@ -437,8 +438,9 @@ pub struct ResizeArgs {
 /// Make an image file smaller by what it does not use.
 ///
 /// Clusters at the end of the file move into unused places before it, and the file is cut. Any image
-/// of a chain may be compacted; if it is attached, the top. What a file system has freed is in use
-/// for the image until it is trimmed: see 'ploopctl trim'.
+/// of a chain may be compacted; if it is attached, the top. The images of a disk with a descriptor are
+/// compacted together: give the disk. What a file system has freed is in use for the image until it is
+/// trimmed: see 'ploopctl trim'.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -450,7 +452,8 @@ pub struct CompactArgs {
     /// another image, zeros hide what is below
     #[arg(long)]
     pub drop_zeros: bool,
-    /// With --drop-zeros, also an image that a descriptor beside it names
+    /// Also an image that a descriptor names, or whose file has other names: what builds on it may be
+    /// refused then
     #[arg(long)]
     pub force: bool,
     /// How fast the kernel may copy

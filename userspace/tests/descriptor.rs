@@ -90,6 +90,9 @@ fn a_disk_lives_its_life() {
     on(&disk, &["snapshot", "switch", "--uuid", A])
         .expect(38)
         .says(&["being removed"]);
+    on(&disk, &["snapshot", "switch", "--uuid", A])
+        .expect(38)
+        .says(&["when one of them is left"]);
     // Nor is it handed out: a part of what came later may be in it.
     on(&disk, &["attach", "-r", "--snapshot", A])
         .expect(38)
@@ -112,9 +115,10 @@ fn a_disk_lives_its_life() {
         .expect(43)
         .says(&["no snapshot"]);
     on(&disk, &["check"]).expect(0);
+    // It has gone with the one that was in its way: an image, the descriptor, the lock.
+    assert_eq!(files(&disk).len(), 1);
     let names = fs::read_dir(&disk).unwrap().count();
-    // Two images, the descriptor, the lock.
-    assert_eq!(names, 4);
+    assert_eq!(names, 3);
 }
 
 #[test]
@@ -533,4 +537,45 @@ fn a_lower_image_that_was_changed_is_noticed() {
     on(&disk, &["attach"])
         .expect(39)
         .says(&["root.hds has 1048576 bytes, it had"]);
+}
+
+/// A repair of a lower image by its own name left the disk with the record of before, and it was refused
+/// as changed by somebody else; so did compacting it.
+#[test]
+fn an_image_of_a_disk_is_mended_as_such() {
+    let scratch = Scratch::new("desc-image");
+    let disk = new_disk(&scratch, "d", &[]);
+    snapshot(&disk, A);
+    let base = disk.join("root.hds");
+    on(&base, &["compact"])
+        .expect(38)
+        .says(&["is an image of the disk", "--force"]);
+    on(&disk, &["compact"]).expect(0);
+    // Damage that leaves the file's time alone.
+    let time = fs::metadata(&base).unwrap().modified().unwrap();
+    put_u32(&base, MARK, IN_USE);
+    let file = File::options().write(true).open(&base).unwrap();
+    file.set_modified(time).unwrap();
+    on(&base, &["check", "--repair"]).expect(0);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+    on(&base, &["check"]).expect(0);
+}
+
+/// The old descriptor was read as text before it was kept, so what needed `restore` most was refused.
+#[test]
+fn a_descriptor_that_is_no_text_is_replaced() {
+    let scratch = Scratch::new("desc-torn");
+    let disk = new_disk(&scratch, "d", &[]);
+    let torn = [0xff, 0xfe, 0];
+    fs::write(xml(&disk), torn).unwrap();
+    on(&disk, &["descriptor", "restore", "--force"]).expect(0);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+    let old = disk.join("DiskDescriptor.xml.old");
+    assert_eq!(fs::read(&old).unwrap(), torn);
+    // Again, over what was kept; a link is kept as one.
+    fs::remove_file(xml(&disk)).unwrap();
+    std::os::unix::fs::symlink("nowhere", xml(&disk)).unwrap();
+    on(&disk, &["descriptor", "restore", "--force"]).expect(0);
+    assert_eq!(fs::read_link(&old).unwrap(), Path::new("nowhere"));
+    assert!(!xml(&disk).is_symlink());
 }

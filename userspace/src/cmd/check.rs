@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `ploopctl check`.
 
+use super::attached;
 use super::info::extension_name;
 use super::Target;
 use crate::cli::CheckArgs;
 use crate::descriptor::guid::Guid;
+use crate::descriptor::model::ImageEntry;
 use crate::disk::{Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::{repair, Access, Image, Kind, Report};
@@ -70,9 +72,31 @@ pub fn run(args: &CheckArgs) -> Result<()> {
             disk(&job, &path, args)
         }
         Target::Image(path) => match sysfs.find_image(&path)?.first() {
-            Some(device) => Err(attached(&path, device)),
-            None => image(&job, &path),
+            Some(device) => Err(in_use(&path, device)),
+            None => unattached(&mut job, &path, args),
         },
+    }
+}
+
+/// An image that nobody has. One of a disk is repaired as such, or the disk would take it for changed
+/// by somebody else.
+fn unattached(job: &mut Job, path: &Path, args: &CheckArgs) -> Result<()> {
+    let real = std::fs::canonicalize(path).ok().filter(|_| job.repair);
+    // A descriptor that cannot be understood keeps nobody from a repair.
+    let descriptor = real
+        .as_ref()
+        .and_then(|r| attached::naming(r).ok().flatten());
+    let (Some(real), Some(descriptor)) = (real, descriptor) else {
+        return image(job, path);
+    };
+    let outside = Live::default();
+    let mut opened = super::disk::open(&descriptor, &outside, Work::Long, &args.wait)?;
+    let images = opened.descriptor().disk().images.clone();
+    let is_it = |i: &&ImageEntry| opened.file(i).is_ok_and(|file| file == real);
+    match images.iter().find(is_it).map(|i| i.guid) {
+        Some(guid) => one_of_disk(job, &mut opened, guid),
+        // What was unfinished has taken it out.
+        None => image(job, path),
     }
 }
 
@@ -160,7 +184,7 @@ fn one_of_disk(job: &Job, disk: &mut Opened, guid: Guid) -> Result<()> {
     checked
 }
 
-fn attached(path: &Path, device: &Device) -> Error {
+fn in_use(path: &Path, device: &Device) -> Error {
     let node = device.device.display();
     let what = format!("{} is attached as {node}", path.display());
     Error::new(Code::InUse, what).hint(format!(
@@ -211,7 +235,7 @@ fn live(job: &Job, device: &Device) -> Result<()> {
     };
     let path = &top.image;
     if job.repair {
-        return Err(attached(path, device));
+        return Err(in_use(path, device));
     }
     if top.format == "raw" {
         let what = format!("{} is a raw image: nothing to check", path.display());

@@ -29,8 +29,7 @@ pub fn run(args: &CompactArgs) -> Result<()> {
     match attached::subject(&args.image)? {
         Subject::Disk(descriptor) => return disk(args, &descriptor),
         Subject::Device(found) => return device(args, &found),
-        Subject::Image if args.drop_zeros => attached::must_be_ours(&args.image, args.force)?,
-        Subject::Image => {}
+        Subject::Image => attached::must_be_ours(&args.image, args.force)?,
     }
     let zeros = if args.drop_zeros {
         Zeros::Drop

@@ -11,6 +11,8 @@ use crate::disk::restore::{rebuild, Request};
 use crate::error::{Code, Error, Result};
 use crate::output::{self, count};
 use serde::Serialize;
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 /// Runs the command.
@@ -109,7 +111,7 @@ fn restore(args: &RestoreArgs) -> Result<()> {
     };
     let (text, names) = rebuild(&request)?;
     if is_there {
-        store::write(&store::beside(&path, ".old"), &store::read(&path)?)?;
+        keep_old(&path)?;
     }
     store::write(&path, &text)?;
     let mut said = format!("{}\n", path.display());
@@ -117,4 +119,18 @@ fn restore(args: &RestoreArgs) -> Result<()> {
         said += &format!("  {level} {name}\n");
     }
     output::text(&said)
+}
+
+/// Gives the descriptor, whatever is in it, one more name, for what takes its place.
+fn keep_old(path: &Path) -> Result<()> {
+    let old = store::beside(path, ".old");
+    store::remove(&old)?;
+    let failed = |e| Error::io(Code::Create, format!("cannot make {}", old.display()), e);
+    // A symbolic link is kept as one.
+    match fs::read_link(path) {
+        Ok(to) => symlink(to, &old),
+        // Where there are none, another file.
+        Err(_) => fs::hard_link(path, &old).or_else(|_| fs::copy(path, &old).map(drop)),
+    }
+    .map_err(failed)
 }

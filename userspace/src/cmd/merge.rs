@@ -62,6 +62,10 @@ fn level(args: &MergeArgs, device: &Device, level: u32) -> Result<()> {
         };
         return disk.merge(&live, Some(guid));
     }
+    // One that cannot be reached from here has no name here either.
+    if let Ok(lower) = lower.reachable() {
+        attached::must_be_ours(lower, args.force)?;
+    }
     operate::run(device, Operation::Merge { level }, args.rate.rate)?;
     output::text(&format!(
         "Merged {} into {}. {at} does not need the former any more: it can be removed.\n",

@@ -148,7 +148,7 @@ impl Opened {
             let Some(next) = next.map(|s| s.guid) else {
                 return Ok(removed);
             };
-            self.delete(outside, next)?;
+            self.delete_one(outside, next)?;
             removed.push(next);
         }
     }

@@ -47,8 +47,17 @@ impl Opened {
         {
             return Ok(());
         }
+        Err(self.is_going(guid))
+    }
+
+    /// The refusal of a snapshot that is being removed.
+    fn is_going(&self, guid: Guid) -> Error {
         let what = format!("the snapshot {guid} is being removed");
-        Err(Error::new(Code::Param, what).hint("'ploopctl recover' completes that"))
+        let hint = match self.descriptor.disk().children(guid).nth(1) {
+            Some(_) => "several deltas build on it: it goes when one of them is left",
+            None => "'ploopctl recover' completes that",
+        };
+        Error::new(Code::Param, what).hint(hint)
     }
 
     /// The device that writes to the top, or nobody. One that only reads the top is in the way.
@@ -250,7 +259,32 @@ impl Opened {
 
     /// Removes the snapshot `uuid`. The contents of all others, and of the disk, stay. Of the top
     /// it throws away what was written, and its parent becomes the top.
+    /// What it built on goes, too, if that only waited for this.
     pub fn delete(&mut self, outside: &dyn Outside, uuid: Guid) -> Result<Removal> {
+        let parent = self.descriptor.disk().shot(uuid).map(|s| s.parent);
+        let removal = self.delete_one(outside, uuid)?;
+        if let Some(parent) = parent.filter(|_| removal != Removal::Marked) {
+            self.delete_waiting(outside, parent).map_err(|e| {
+                e.hint(format!(
+                    "{uuid} is removed, but {parent} below it, which was to go with it, is not"
+                ))
+            })?;
+        }
+        Ok(removal)
+    }
+
+    /// Removes `uuid` if it is marked and one delta is left that builds on it.
+    fn delete_waiting(&mut self, outside: &dyn Outside, uuid: Guid) -> Result<()> {
+        let disk = self.descriptor.disk();
+        let is_waiting =
+            disk.shot(uuid).is_some_and(|s| s.is_temporary) && disk.children(uuid).nth(1).is_none();
+        if is_waiting {
+            self.delete(outside, uuid)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_one(&mut self, outside: &dyn Outside, uuid: Guid) -> Result<Removal> {
         self.must_exist(uuid)?;
         let disk = self.descriptor.disk().clone();
         let children: Vec<Guid> = disk.children(uuid).map(|s| s.guid).collect();
@@ -296,8 +330,7 @@ impl Opened {
             return Err(Error::new(Code::Param, what));
         }
         if disk.shot(parent).is_some_and(|s| s.is_temporary) {
-            let what = format!("the snapshot {parent} below it is being removed");
-            return Err(Error::new(Code::Param, what).hint("'ploopctl recover' completes that"));
+            return Err(self.is_going(parent));
         }
         if disk.children(parent).nth(1).is_some() {
             let what =
