@@ -105,6 +105,9 @@ pub trait Watch {
     /// This happened.
     fn event(&mut self, event: &Event);
 
+    /// The disk goes on. Since [`Event::Frozen`] nothing may have been written that it could hold up.
+    fn thawed(&mut self) {}
+
     /// Whether the user wants it to end.
     fn is_end_asked(&mut self) -> bool {
         false

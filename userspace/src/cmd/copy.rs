@@ -106,8 +106,17 @@ fn run_sink(
         return send::at_rest(&found.source, sink, watch, &options).map(|()| None);
     };
     let mut kernel = Kernel::open(device.clone())?;
-    send::live(&found.source, &mut kernel, sink, watch, &options)?;
-    Ok(args.keep_frozen.then_some(kernel))
+    let sent = send::live(&found.source, &mut kernel, sink, watch, &options);
+    let kept = match sent {
+        Ok(()) if args.keep_frozen => Some(kernel),
+        Ok(()) | Err(_) => {
+            // It thaws the disk.
+            drop(kernel);
+            watch.thawed();
+            None
+        }
+    };
+    sent.map(|()| kept)
 }
 
 /// Finds what `args` name.

@@ -150,14 +150,17 @@ impl Live for Kernel {
         let Some(held) = self.frozen.take() else {
             return;
         };
-        if held.is_by_module {
-            if let Err(e) = self.node.thaw() {
-                let at = self.device.device.display();
-                crate::output::note(&format!(
-                    "cannot thaw the file systems on {at}: {}; run 'ploopctl copy thaw {at}'",
-                    e.desc()
-                ));
-            }
+        let thawed = match held.is_by_module {
+            true => self.node.thaw(),
+            false => Ok(()),
+        };
+        drop(held);
+        if let Err(e) = thawed {
+            let at = self.device.device.display();
+            crate::output::note(&format!(
+                "cannot thaw the file systems on {at}: {}; run 'ploopctl copy thaw {at}'",
+                e.desc()
+            ));
         }
     }
 }

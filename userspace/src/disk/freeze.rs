@@ -15,7 +15,11 @@ use std::path::{Path, PathBuf};
 /// File systems that are frozen; thawed when dropped. The signals that end a program must be held
 /// back meanwhile.
 #[derive(Debug, Default)]
-pub struct Frozen(Vec<(PathBuf, File)>);
+pub struct Frozen {
+    all: Vec<(PathBuf, File)>,
+    /// To be said when they are thawed: where it goes may be frozen with them.
+    notes: Vec<String>,
+}
 
 impl Frozen {
     /// Freezes the mounted file systems on what is stacked on device `index`. One that cannot be
@@ -31,17 +35,19 @@ impl Frozen {
 
     /// Leaves them frozen.
     pub fn keep(mut self) {
-        self.0.clear();
+        self.all.clear();
+        self.notes.clear();
     }
 
     fn on(devices: &[(String, String)]) -> Result<Self> {
         let mut frozen = Self::default();
         for (at, file) in mounted(devices)? {
             match dev::freeze(&file) {
-                Ok(()) => frozen.0.push((at, file)),
+                Ok(()) => frozen.all.push((at, file)),
                 // By somebody else, who thaws it.
                 Err(Errno::EBUSY) => {
-                    output::note(&format!("note: {} is frozen already", at.display()));
+                    let note = format!("note: {} is frozen already", at.display());
+                    frozen.notes.push(note);
                 }
                 Err(e) => {
                     let what = format!("cannot freeze the file system at {}", at.display());
@@ -112,15 +118,16 @@ pub fn mounted(devices: &[(String, String)]) -> Result<Vec<(PathBuf, File)>> {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        while let Some((at, file)) = self.0.pop() {
+        while let Some((at, file)) = self.all.pop() {
             if let Err(e) = dev::thaw(&file) {
                 let at = at.display();
-                output::note(&format!(
+                self.notes.push(format!(
                     "cannot thaw the file system at {at}: {}; run 'fsfreeze -u {at}'",
                     e.desc()
                 ));
             }
         }
+        self.notes.iter().for_each(|note| output::note(note));
     }
 }
 

@@ -8,7 +8,9 @@ use crate::size::human;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ pub struct Shown {
     requests: Rc<RefCell<Requests>>,
     bar: Option<ProgressBar>,
     told: Instant,
+    /// What is to be said when the disk is thawed: a file that it goes to may be on that disk.
+    held: Option<Vec<String>>,
 }
 
 #[derive(Serialize)]
@@ -40,6 +44,7 @@ impl Shown {
             requests: Rc::clone(requests),
             bar: None,
             told: Instant::now(),
+            held: None,
         }
     }
 
@@ -50,11 +55,18 @@ impl Shown {
         }
     }
 
-    fn note(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| output::note(text)),
-            None => output::note(text),
+    fn note(&mut self, text: &str) {
+        match (&mut self.held, &self.bar) {
+            (Some(held), _) => held.push(text.to_owned()),
+            (None, Some(bar)) => bar.suspend(|| output::note(text)),
+            (None, None) => output::note(text),
         }
+    }
+
+    /// Whether a write to standard error may wait for a disk.
+    fn is_on_a_disk() -> bool {
+        let file = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+        file.and_then(|f| f.metadata()).is_ok_and(|m| m.is_file())
     }
 
     fn progress(&mut self, round: u32, done: u64, total: u64, rate: u64) {
@@ -80,10 +92,30 @@ impl Watch for Shown {
         if self.is_json {
             let schema = output::SCHEMA;
             if let Ok(text) = serde_json::to_string(&Line { schema, event }) {
-                output::note(&text);
+                self.note(&text);
             }
-            return;
+        } else {
+            self.tell(event);
         }
+        if matches!(event, Event::Frozen { .. }) && Self::is_on_a_disk() {
+            self.held = Some(Vec::new());
+        }
+    }
+
+    fn thawed(&mut self) {
+        for text in self.held.take().unwrap_or_default() {
+            self.note(&text);
+        }
+    }
+
+    fn is_end_asked(&mut self) -> bool {
+        self.requests.borrow_mut().is_end_asked()
+    }
+}
+
+impl Shown {
+    /// For people.
+    fn tell(&mut self, event: &Event) {
         match event {
             Event::Begin { bytes, .. } => {
                 if self.is_terminal {
@@ -130,9 +162,5 @@ impl Watch for Shown {
                 self.note(&format!("complete: {}{still}", human(*bytes)));
             }
         }
-    }
-
-    fn is_end_asked(&mut self) -> bool {
-        self.requests.borrow_mut().is_end_asked()
     }
 }
