@@ -151,9 +151,12 @@ impl Opened {
     /// Replaces the descriptor, durably.
     fn store(&mut self, text: &str) -> Result<()> {
         let descriptor = Descriptor::parse(&self.path, text)?;
-        store::write(&self.path, text)?;
-        self.descriptor = descriptor;
-        Ok(())
+        let written = store::write(&self.path, text);
+        // It may have failed when the new one was in its place: what follows must know.
+        if written.is_ok() || store::read(&self.path).is_ok_and(|now| now == text) {
+            self.descriptor = descriptor;
+        }
+        written
     }
 }
 

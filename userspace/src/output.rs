@@ -53,7 +53,13 @@ pub fn replace(path: &Path, text: &str) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let new = PathBuf::from(name);
-    let written = std::fs::write(&new, text).map_err(|e| failed("write", e));
+    // Never through a link that somebody put there.
+    let _ = std::fs::remove_file(&new);
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).open(&new);
+    let written = file
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|e| failed("write", e));
     let renamed =
         written.and_then(|()| std::fs::rename(&new, path).map_err(|e| failed("replace", e)));
     if renamed.is_err() {
@@ -127,6 +133,12 @@ mod tests {
         replace(&path, "first, and long\n").unwrap();
         replace(&path, "second\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
+        // Nor is anything written through a link that is in the way.
+        let link = dir.join(format!("a.prom.{}.new", std::process::id()));
+        std::os::unix::fs::symlink(dir.join("victim"), link).unwrap();
+        replace(&path, "third\n").unwrap();
+        assert!(!dir.join("victim").exists());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "third\n");
         // A directory cannot be replaced; nothing is left beside it.
         assert_eq!(
             replace(&dir.join("taken"), "").unwrap_err().code(),

@@ -68,7 +68,10 @@ fn disk(args: &CreateArgs, space: Space) -> Result<()> {
         let text = edit::new_text(size, cluster.sectors(), is_raw, args.preallocate, file);
         let text = Descriptor::parse(&path, &text)?.text();
         store::write(&path, &text).inspect_err(|_| {
-            let _ = fs::remove_file(whole.join(file));
+            // It may have failed when the descriptor was in its place.
+            if path.symlink_metadata().is_err() {
+                let _ = fs::remove_file(whole.join(file));
+            }
         })
     });
     if stored.is_err() && is_new {

@@ -12,8 +12,8 @@ use crate::locks;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, Flock, FlockArg};
 use nix::libc;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -79,18 +79,19 @@ impl FileLock {
 
 /// The byte locks of the base.
 #[derive(Debug)]
-pub struct BaseLock(#[allow(dead_code)] Option<File>);
+pub struct BaseLock(Option<File>);
 
 impl BaseLock {
+    /// Whether there was nothing to lock.
+    pub fn is_nothing(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Takes them on the base `image` of the descriptor `path`. A file system without such locks
-    /// is as good as one without other users.
+    /// is as good as one without other users. A base that other disks have, too, nobody changes, and
+    /// who works on one of them must not keep others from the rest.
     pub fn take(path: &Path, image: &Path, is_long: bool, patience: Patience) -> Result<Self> {
-        // Not to be had by one who may not even read it: then whatever is to be done fails later.
-        let open = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(image);
-        let Ok(file) = open else {
+        let Some(file) = own_file(path, image) else {
             return Ok(Self(None));
         };
         let mut wait = Wait::new(patience);
@@ -106,6 +107,23 @@ impl BaseLock {
         }
         Ok(Self(Some(file)))
     }
+}
+
+/// The base `image` of the descriptor `path`, if it is a file in its directory with no other name. What
+/// is anything else is not touched, and refused later; so is what may not be read.
+fn own_file(path: &Path, image: &Path) -> Option<File> {
+    let dir = fs::canonicalize(super::store::dir_of(path)).ok()?;
+    let real = fs::canonicalize(image).ok()?;
+    if !real.starts_with(dir) || !fs::metadata(&real).ok()?.is_file() {
+        return None;
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(real)
+        .ok()?;
+    let meta = file.metadata().ok()?;
+    (meta.is_file() && meta.nlink() == 1).then_some(file)
 }
 
 fn failed(image: &Path, e: Errno) -> Error {

@@ -580,7 +580,15 @@ fn the_second_waits_and_is_told_who_is_in_the_way() {
         .map(drop)
         .unwrap_err();
     assert_eq!(e.code(), Code::LockTimeout);
+    // A base that several disks have is changed by none of them, and keeps none waiting.
+    fs::hard_link(&base, rig.dir.join("other-name")).unwrap();
+    drop(Opened::open(&rig.path, &rig.fake, Work::Short, short).unwrap());
+    fs::remove_file(rig.dir.join("other-name")).unwrap();
     drop(other);
+    // What is no file of the disk is not even opened.
+    let device = Path::new("/dev/null");
+    let locked = BaseLock::take(&rig.path, device, false, PATIENCE).unwrap();
+    assert!(locked.is_nothing());
     let waiting = std::thread::scope(|s| {
         let first = rig.open();
         let second = s.spawn(|| {
