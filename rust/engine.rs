@@ -277,7 +277,7 @@ impl<D: Disk> Engine<D> {
             copy_waiters: RequestList::new(),
             commit_waiters: RequestList::new(),
         };
-        let pages = Copies::new(&chain)?;
+        let pages = Copies::new(&chain, 0)?;
         let may_inline = chain.deltas().any(|d| d.io().may_inline());
         Arc::pin_init(
             try_pin_init!(Self {

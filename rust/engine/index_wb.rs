@@ -8,7 +8,7 @@
 
 use super::{
     lockout::{wake, wake_failed},
-    Disk, Engine, Phase,
+    Disk, Engine, Phase, Unfinished,
 };
 use crate::{
     chain::{delta::Delta, Chain},
@@ -31,7 +31,7 @@ use ploop_pure::{
 /// Milliseconds after which an entry is written even if nobody asks.
 pub(crate) const COMMIT_DELAY_MS: u32 = 5000;
 
-/// Copies of index pages.
+/// Copies of index pages: of a batch, or of all that are dirty when an engine ends.
 pub(super) struct Copies {
     /// Of the top.
     index: PageBuf,
@@ -40,16 +40,30 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// For a batch.
-    pub(super) fn new(chain: &Chain) -> Result<Self> {
+    /// For so many pages; a batch at least.
+    pub(super) fn new(chain: &Chain, nr: usize) -> Result<Self> {
+        let nr = nr.max(BATCH_MAX);
         Ok(Self {
-            index: PageBuf::new(BATCH_MAX)?,
+            index: PageBuf::new(nr)?,
             drops: match chain.source() {
-                Some(_) => Some(PageBuf::new(BATCH_MAX)?),
+                Some(_) => Some(PageBuf::new(nr)?),
                 None => None,
             },
         })
     }
+
+    /// For how many pages.
+    fn room(&self) -> usize {
+        self.index.len()
+    }
+}
+
+/// Where the copies of a commit come from.
+enum From {
+    /// They are made batch by batch.
+    Map,
+    /// The first so many in the buffer are those of all dirty pages, in their order.
+    Buffer(usize),
 }
 
 impl<D: Disk> Engine<D> {
@@ -131,10 +145,9 @@ impl<D: Disk> Engine<D> {
     /// The same without waiting.
     pub(super) fn commit_here(&self) -> Result {
         let mut copies = self.commit.lock();
-        let (commit, action) = Commit::start(self.drops());
         let changes = self.nr_changes();
         self.slow.lock().alloc.commit_begins();
-        let result = self.drive(&mut copies, commit, action);
+        let result = self.drive(&mut copies, From::Map);
         if result.is_ok() {
             self.slow.lock().settled.committed(changes);
         }
@@ -142,62 +155,95 @@ impl<D: Disk> Engine<D> {
         result
     }
 
+    /// How many dirty index pages there is no room for, with those that may become dirty meanwhile;
+    /// `None` if [`Self::copy_last`] can take all there are. What cannot be told now is none.
+    pub(super) fn lacks_room(&self) -> Option<usize> {
+        let room = self.commit.try_lock()?.room();
+        let slow = self.slow.lock();
+        let nr = slow.dirty.nr_dirty();
+        (nr > room).then_some((nr * 2).min(slow.dirty.nr_pages() as usize))
+    }
+
+    /// Makes room for the copies of so many pages.
+    pub(super) fn make_room(&self, nr: usize) -> Result {
+        let mut new = Copies::new(&self.chain, nr)?;
+        core::mem::swap(&mut *self.commit.lock(), &mut new);
+        Ok(())
+    }
+
     /// Copies the last dirty index pages, for [`Self::commit_copied`]. Nothing is published from
-    /// here on, and [`Self::try_rest`] has seen to it that they are few enough.
-    pub(super) fn copy_last(&self) -> Result<usize> {
+    /// here on, and [`Self::try_rest`] has seen to it that there is room for them.
+    pub(super) fn copy_last(&self) -> Result<Unfinished> {
         // No commit runs; it must not be waited for.
         let mut copies = self.commit.try_lock().ok_or(EBUSY)?;
         self.slow.lock().alloc.commit_begins();
-        match self.copy_batch(0, &mut copies)? {
-            Event::Copied { nr, .. } => Ok(nr),
-            Event::Ok | Event::Failed => Err(EIO),
+        let (mut nr, mut from) = (0, 0);
+        loop {
+            let next = self.slow.lock().dirty.next_dirty(from);
+            let Some(page_no) = next else {
+                return Ok(Unfinished(nr));
+            };
+            self.copy_page(page_no, &mut copies, nr)?;
+            (nr, from) = (nr + 1, page_no + 1);
         }
     }
 
-    /// Commits the `nr` pages of [`Self::copy_last`].
-    pub(super) fn commit_copied(&self, nr: usize) -> Result {
+    /// Commits the pages of [`Self::copy_last`].
+    pub(super) fn commit_copied(&self, unfinished: Unfinished) -> Result {
         let mut copies = self.commit.lock();
-        let (commit, action) = Commit::of_copies(nr, self.drops());
-        self.drive(&mut copies, commit, action)
+        self.drive(&mut copies, From::Buffer(unfinished.0))
     }
 
-    fn drive(&self, copies: &mut Copies, mut commit: Commit, mut action: Action) -> Result {
+    fn drive(&self, copies: &mut Copies, from: From) -> Result {
         // Memory must not be got by writing to this very disk.
         noio(|| {
             let top = self.chain.top().ok_or(EIO)?;
             let source = self.chain.source();
             let (mut error, mut is_index_full) = (EIO, false);
+            let (mut commit, mut action) = Commit::start(self.drops());
+            // Where the batch is in the buffers.
+            let mut batch = 0..0;
             loop {
                 // Others poison the image too, and what they were told no sync reports again.
                 if self.is_poisoned() {
                     action = commit.next(Event::Failed);
                 }
                 let result = match action {
-                    Action::Copy { cursor } => match self.copy_batch(cursor, copies) {
-                        Ok(event) => {
-                            action = commit.next(event);
-                            continue;
+                    Action::Copy { cursor } => {
+                        let next = self.slow.lock().dirty.take_batch(cursor);
+                        let nr = self.slow.lock().dirty.batch().len();
+                        let copied = match from {
+                            From::Map => self.copy_batch(copies).map(|()| 0),
+                            From::Buffer(all) if batch.end + nr > all => Err(EIO),
+                            From::Buffer(_) => Ok(batch.end),
+                        };
+                        match copied {
+                            Ok(start) => {
+                                batch = start..start + nr;
+                                action = commit.next(Event::Copied { nr, next });
+                                continue;
+                            }
+                            Err(e) => Err(e),
                         }
-                        Err(e) => Err(e),
-                    },
-                    Action::SyncData => self.sync_top(top),
+                    }
+                    Action::SyncData => self.sync(top),
                     Action::WriteIndex => self
-                        .write_batch(top, &copies.index)
+                        .write_batch(top, &copies.index, batch.start)
                         .inspect_err(|e| is_index_full = is_no_space(*e)),
-                    Action::SyncIndex => self.sync_top(top).inspect(|()| {
+                    Action::SyncIndex => self.sync(top).inspect(|()| {
                         if !self.drops() {
                             self.slow.lock().dirty.settle(true);
                         }
                     }),
                     Action::WriteDrops => match (source, &copies.drops) {
                         (Some((_, source)), Some(drops)) => self
-                            .write_batch(source, drops)
+                            .write_batch(source, drops, batch.start)
                             .inspect_err(|e| is_index_full = is_no_space(*e)),
                         (None, _) | (_, None) => Err(EIO),
                     },
                     Action::SyncDrops => source
                         .ok_or(EIO)
-                        .and_then(|(_, source)| source.io().sync())
+                        .and_then(|(_, source)| self.sync(source))
                         .inspect(|()| self.slow.lock().dirty.settle(true)),
                     Action::Done => {
                         self.slow.lock().alloc.commit_ended(true);
@@ -230,10 +276,10 @@ impl<D: Disk> Engine<D> {
         })
     }
 
-    /// Makes the top's file durable. A write with FUA that is on its way may be told of what this sync is
-    /// for, and this sync not.
-    fn sync_top(&self, top: &Delta) -> Result {
-        top.io().sync()?;
+    /// Makes the file of a delta durable. A write with FUA that is on its way to the top, which may be on
+    /// the same device, may be told of what this sync is for, and this sync not.
+    fn sync(&self, delta: &Delta) -> Result {
+        delta.io().sync()?;
         let fua = &self.shared.tracks.fua;
         if fua.are_all_done() {
             return Ok(());
@@ -245,43 +291,45 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Moves dirty pages into flight and copies them from the map, which may change meanwhile:
-    /// what is published later makes its page dirty again.
-    fn copy_batch(&self, cursor: u32, copies: &mut Copies) -> Result<Event> {
-        let top = self.chain.top().ok_or(EIO)?;
-        let (pages, nr, next) = {
-            let mut slow = self.slow.lock();
-            let next = slow.dirty.take_batch(cursor);
-            let mut pages = [0; BATCH_MAX];
-            let batch = slow.dirty.batch();
-            for (to, from) in pages.iter_mut().zip(batch) {
-                *to = *from;
-            }
-            (pages, batch.len(), next)
-        };
-        for (idx, page_no) in pages.into_iter().take(nr).enumerate() {
-            // The source first: what moves to the destination in between is in both, never in
-            // neither.
-            if let (Some((level, source)), Some(drops)) = (self.chain.source(), &mut copies.drops) {
-                source.encode_index(page_no, drops, idx, |c| self.chain.slot_of(level, c))?;
-            }
-            top.encode_index(page_no, &mut copies.index, idx, |c| {
-                self.chain.slot_in_top(c)
-            })?;
-        }
-        Ok(Event::Copied { nr, next })
-    }
-
-    /// Writes the copies of a delta's pages, neighbouring pages at once.
-    fn write_batch(&self, delta: &Delta, buf: &PageBuf) -> Result {
-        let end = delta.nr_index_pages();
-        let mut run: Option<(u32, Range<usize>)> = None;
-        // The batch changes only under the mutex that our caller holds.
-        for idx in 0..buf.len() {
-            let page_no = self.slow.lock().dirty.batch().get(idx).copied();
-            let Some(page_no) = page_no.filter(|p| *p < end) else {
+    /// Copies the batch in flight from the map, which may change meanwhile: what is published later
+    /// makes its page dirty again.
+    fn copy_batch(&self, copies: &mut Copies) -> Result {
+        for idx in 0..BATCH_MAX {
+            let Some(page_no) = self.page_in_flight(idx) else {
                 break;
             };
+            self.copy_page(page_no, copies, idx)?;
+        }
+        Ok(())
+    }
+
+    /// The batch changes only under the mutex that our callers hold.
+    fn page_in_flight(&self, idx: usize) -> Option<u32> {
+        self.slow.lock().dirty.batch().get(idx).copied()
+    }
+
+    /// Copies one page, to page `idx` of the buffers.
+    fn copy_page(&self, page_no: u32, copies: &mut Copies, idx: usize) -> Result {
+        let top = self.chain.top().ok_or(EIO)?;
+        // The source first: what moves to the destination in between is in both, never in neither.
+        if let (Some((level, source)), Some(drops)) = (self.chain.source(), &mut copies.drops) {
+            source.encode_index(page_no, drops, idx, |c| self.chain.slot_of(level, c))?;
+        }
+        top.encode_index(page_no, &mut copies.index, idx, |c| {
+            self.chain.slot_in_top(c)
+        })
+    }
+
+    /// Writes the copies of the batch in flight, from page `start` of `buf` on, to the delta; neighbouring
+    /// pages at once.
+    fn write_batch(&self, delta: &Delta, buf: &PageBuf, start: usize) -> Result {
+        let end = delta.nr_index_pages();
+        let mut run: Option<(u32, Range<usize>)> = None;
+        for nr in 0..BATCH_MAX {
+            let Some(page_no) = self.page_in_flight(nr).filter(|p| *p < end) else {
+                break;
+            };
+            let idx = start + nr;
             self.shared.stats.index_pages.add(1, Relaxed);
             match &mut run {
                 Some((first, range)) if *first + range.len() as u32 == page_no => range.end += 1,

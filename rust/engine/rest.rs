@@ -11,7 +11,6 @@ use crate::{
     engine::events::Space,
     sys::{self, prelude::*},
 };
-use ploop_pure::index::BATCH_MAX;
 
 /// Of [`Rest::running`]: none may run.
 const STOPPED: i32 = -1;
@@ -24,6 +23,8 @@ pub(super) struct Rest {
     running: Atomic<i32>,
     /// Those that nobody waits for do not begin.
     is_settling: Atomic<bool>,
+    /// Index pages for whose copies there was no room; 0 if there was.
+    lacking: Atomic<usize>,
 }
 
 impl Rest {
@@ -32,6 +33,7 @@ impl Rest {
         Self {
             running: Atomic::new(STOPPED),
             is_settling: Atomic::new(false),
+            lacking: Atomic::new(0),
         }
     }
 
@@ -91,10 +93,13 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Brings the work items to rest, until [`Self::begin`]. Whether that could be done at once: with
-    /// none of them running, no commit under way, and not too much left for the last one. With the
+    /// none of them running, no commit under way, and room for what is left for the last one. With the
     /// queue frozen.
     pub(crate) fn try_rest(&self) -> bool {
-        if self.has_too_much() {
+        let lacking = self.lacks_room();
+        self.rest.lacking.store(lacking.unwrap_or(0), Relaxed);
+        // A poisoned image has no last commit.
+        if lacking.is_some() && !self.is_poisoned() {
             return false;
         }
         // Nobody waits for it now.
@@ -105,19 +110,17 @@ impl<D: Disk> Engine<D> {
         matches!(stopped, Ok(_) | Err(STOPPED))
     }
 
-    /// What [`Self::try_rest`] could not wait for. With requests running. An error if what is left
-    /// cannot be made less.
+    /// What [`Self::try_rest`] could not wait for, or had no memory for. With requests running. An error
+    /// if it cannot be done.
     pub(crate) fn help_to_rest(&self) -> Result {
-        if self.has_too_much() {
+        let lacking = self.rest.lacking.load(Relaxed);
+        if lacking > 0 && !self.is_poisoned() {
+            // Requests go on: many of them at once may leave as much again.
+            self.make_room(lacking)?;
             self.commit()?;
         }
         sys::sleep_ms(TRY_MS);
         Ok(())
-    }
-
-    /// Whether more is left for the last commit than it can take. A poisoned image has none.
-    fn has_too_much(&self) -> bool {
-        !self.is_poisoned() && self.slow.lock().dirty.nr_dirty() > BATCH_MAX
     }
 
     /// Ends all that runs on the engine's own account. No request may be in flight or come.

@@ -80,9 +80,10 @@ impl Shared {
     }
 }
 
-/// The old top of a snapshot, after the switch: what is left to be done.
+/// The old top of a snapshot, after the switch: what is left to be done. So many pages of its index
+/// are copied.
 #[must_use]
-pub(crate) struct Unfinished(usize);
+pub(crate) struct Unfinished(pub(super) usize);
 
 /// Slots at the end of a file that nobody gets any more.
 #[must_use]
@@ -116,12 +117,12 @@ impl<D: Disk> Engine<D> {
         if self.is_poisoned() {
             return Err(EIO);
         }
-        self.copy_last().map(Unfinished)
+        self.copy_last()
     }
 
     /// Makes what a retired engine has copied durable, for a file that stays open.
     pub(crate) fn commit_retired(&self, unfinished: Unfinished) -> Result {
-        self.commit_copied(unfinished.0)
+        self.commit_copied(unfinished)
     }
 
     /// Gives what is known of the top's file, which stays the same, to `new`; on failure this
@@ -153,7 +154,7 @@ impl<D: Disk> Engine<D> {
 
     /// Makes data and index of a retired engine's top durable and cuts its file.
     pub(crate) fn finish(&self, unfinished: Unfinished) -> Result<Closed> {
-        self.commit_copied(unfinished.0)?;
+        self.commit_copied(unfinished)?;
         self.cut_top()
     }
 

@@ -75,6 +75,24 @@ impl DirtyPages {
         self.nr_dirty as usize
     }
 
+    /// The first dirty page from `from` on that is not in flight.
+    pub fn next_dirty(&self, from: u32) -> Option<u32> {
+        let mut page = from;
+        while page < self.nr_pages {
+            let rest = self.bits.get((page / 64) as usize)? >> (page % 64);
+            if rest != 0 {
+                return Some(page + rest.trailing_zeros());
+            }
+            page = (page / 64 + 1).saturating_mul(64);
+        }
+        None
+    }
+
+    /// How many pages there are.
+    pub fn nr_pages(&self) -> u32 {
+        self.nr_pages
+    }
+
     /// Moves up to [`BATCH_MAX`] dirty pages from `cursor` on into flight and returns the cursor
     /// for the next batch, `None` when no page from there on was dirty any more. The batch
     /// before must be settled.
@@ -154,6 +172,20 @@ mod tests {
             seen.extend_from_slice(d.batch());
             d.settle(true);
         }
-        assert_eq!(seen, (0..500).step_by(3).collect::<std::vec::Vec<u32>>());
+        let all: std::vec::Vec<u32> = (0..500).step_by(3).collect();
+        assert_eq!(seen, all);
+        assert_eq!(d.next_dirty(0), None);
+        // Without taking them, in the same order.
+        for p in &all {
+            d.mark(*p);
+        }
+        let mut next = d.next_dirty(0);
+        let seen: std::vec::Vec<u32> = core::iter::from_fn(|| {
+            let page = next?;
+            next = d.next_dirty(page + 1);
+            Some(page)
+        })
+        .collect();
+        assert_eq!((seen, d.nr_dirty()), (all, 167));
     }
 }

@@ -7,7 +7,7 @@ use super::{level_of, Engine};
 use crate::rng::Rng;
 use crate::sim::Fault;
 use ploop_pure::alloc::Take;
-use ploop_pure::index::{DirtyPages, BATCH_MAX};
+use ploop_pure::index::DirtyPages;
 use ploop_pure::map::Place;
 use ploop_pure::units::ImageCluster;
 
@@ -91,9 +91,6 @@ impl Engine<'_> {
             Stage::Freeze => {
                 self.is_frozen = true;
                 Some((Stage::Switch, OpWait::Quiet))
-            }
-            Stage::Switch if self.dirty.nr_dirty() > BATCH_MAX => {
-                Some((Stage::Freeze, OpWait::NextCommit))
             }
             Stage::Switch => {
                 let retired = self.switch_to_destination();

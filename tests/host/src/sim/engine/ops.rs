@@ -318,7 +318,8 @@ impl Engine<'_> {
     /// and takes `alloc` for the next top.
     pub(super) fn retire(&mut self, alloc: Alloc) -> Retired {
         self.alloc.commit_begins();
-        self.dirty.take_batch(0);
+        // The engine copies as many batches as there are; of disks as small as these that is one.
+        assert_eq!(self.dirty.take_batch(0), None);
         let copies = self.copies_of(self.top);
         let drops = match self.is_merging() {
             true => self.copies_of(self.top + 1),

@@ -5,7 +5,7 @@ use super::ops::{Kind, Next, OpWait, Progress, Retired, Where};
 use super::{Engine, File};
 use crate::sim::disk::Stamp;
 use crate::sim::Fault;
-use ploop_pure::index::{DirtyPages, BATCH_MAX};
+use ploop_pure::index::DirtyPages;
 use ploop_pure::snapshot::{Action, Event, Snapshot};
 use std::fmt;
 
@@ -69,10 +69,6 @@ impl Engine<'_> {
             (Action::Switch, 0) => {
                 self.is_frozen = true;
                 OpWait::Quiet
-            }
-            (Action::Switch, 1) if self.dirty.nr_dirty() > BATCH_MAX => {
-                s.step = 0;
-                OpWait::NextCommit
             }
             (Action::Switch, 1) => {
                 self.switch_to_new(&mut s);
