@@ -4,6 +4,7 @@
 
 use super::{cow::Copy, lockout::Change, Disk, Engine};
 use crate::sys::{
+    self,
     mq::noio,
     pages::{PageBuf, PAGE_BYTES},
     prelude::*,
@@ -181,6 +182,9 @@ impl<D: Disk> Engine<D> {
                 Take::Full => return Err(ENOSPC),
                 Take::NeedSpace => self.make_space_now()?,
             }
+            if self.slow.lock().alloc.is_waiting() {
+                sys::sleep_ms(WAIT_MS);
+            }
         }
         // Others were faster each time.
         Err(EAGAIN)
@@ -203,3 +207,5 @@ impl<D: Disk> Engine<D> {
 
 /// Looks for a slot before it is given up.
 const TRIES_MAX: u32 = 100;
+/// Milliseconds until a slot is looked for again that somebody else is making free.
+const WAIT_MS: u64 = 10;

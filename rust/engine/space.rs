@@ -176,6 +176,12 @@ impl<D: Disk> Engine<D> {
         let may_wait = !self.shared.fails_when_full();
         let has_freed = self.slow.lock().alloc.has_freed() && !self.is_poisoned();
         match made {
+            // Woken now they would ask at once again. The end of the commit wakes them, or this.
+            Ok(()) if self.slow.lock().alloc.is_waiting() => {
+                if self.has_space_waiters() {
+                    self.make_space_later();
+                }
+            }
             Ok(()) => {
                 let (waiters, parked) = self.take_waiters();
                 if !parked.is_empty() {

@@ -164,11 +164,18 @@ impl<D: Disk> Engine<D> {
         self.slow.lock().alloc.set_floor(floor);
     }
 
-    /// Makes the file reach up to `floor` at least.
+    /// Makes the file reach up to `floor` at least. ENOSPC if it must not.
     pub(crate) fn reach(&self, floor: ImageCluster) -> Result {
         for _ in 0..REACH_MAX {
-            if self.slow.lock().alloc.limit() >= floor.0 {
+            let (limit, max) = {
+                let slow = self.slow.lock();
+                (slow.alloc.limit(), slow.alloc.max())
+            };
+            if limit >= floor.0 {
                 return Ok(());
+            }
+            if max < floor.0 {
+                return Err(ENOSPC);
             }
             self.grow_to(floor.0)?;
         }

@@ -49,3 +49,15 @@ must $START
 fill 1300 || die "the base is limited after START: $(<"$TEST_DIR/said")"
 detach "$device"
 for i in 0 1; do ploopctl check "$SCRATCH/$i.img" >&2; done
+
+note 'an index that would be longer than the image may be'
+ploopctl create -s 900M -b 64K "$SCRATCH/2.img" >/dev/null
+device=$(attach "$SCRATCH/2.img")
+fill 0 1
+must $MAX_DELTA_SIZE Q $((4 * 128))
+if timeout 60 plooptest op "$device" grow $((40 << 21)) >"$TEST_DIR/said" 2>&1; then die 'it has grown'; fi
+grep -qE 'errno 28$|os error 28\)' "$TEST_DIR/said" || die "growth: $(<"$TEST_DIR/said")"
+# 40 clusters of entries.
+(($(stat -c %s "$SCRATCH/2.img") < 40 << 16)) || die 'the file has grown all the same'
+detach "$device"
+ploopctl check "$SCRATCH/2.img" >&2

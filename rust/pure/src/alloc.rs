@@ -334,6 +334,19 @@ impl Alloc {
         self.is_cut = false;
     }
 
+    /// Most slots that are used from here on.
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+
+    /// Whether the next slot is one that a commit makes free, or that is being cleaned, and nothing
+    /// else can be done for one but to wait for that.
+    pub fn is_waiting(&self) -> bool {
+        let comes = self.nr_cleaning > 0 || !self.committing.is_empty();
+        let can_do = !self.pending.is_empty() || !self.freed.is_empty() || self.limit < self.max;
+        comes && !can_do && !self.has_slot()
+    }
+
     /// First slot never handed out.
     pub fn head(&self) -> u32 {
         self.head
@@ -419,6 +432,27 @@ mod tests {
         assert_eq!(a.take(), Take::Slot(ImageCluster(5)));
         assert_eq!(a.take_below(ImageCluster(6)), None);
         assert_eq!(a.take_below(ImageCluster(7)), Some(ImageCluster(6)));
+    }
+
+    /// Who wanted a slot then asked again and again.
+    #[test]
+    fn what_a_commit_makes_free_is_waited_for() {
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 2, 2, 2).unwrap();
+        a.release(ImageCluster(1));
+        assert_eq!((a.take(), a.is_waiting()), (Take::NeedSpace, false));
+        a.commit_begins();
+        assert_eq!((a.take(), a.is_waiting()), (Take::NeedSpace, true));
+        a.commit_ended(true);
+        assert!(!a.is_waiting());
+        let run = a.next_freed(9).unwrap();
+        assert_eq!((a.take(), a.is_waiting()), (Take::NeedSpace, true));
+        a.cleaned(run);
+        assert!(!a.is_waiting() && a.has_slot());
+        // One that can grow need not wait.
+        let mut a = Alloc::new(ClusterSize::DEFAULT, 2, 2, 3).unwrap();
+        a.release(ImageCluster(1));
+        a.commit_begins();
+        assert!(!a.is_waiting());
     }
 
     #[test]
