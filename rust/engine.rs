@@ -95,7 +95,12 @@ pub(crate) struct Cmd {
     is_sync_failed: bool,
     /// Its data goes past the file system.
     is_straight: bool,
+    /// How often it has come back because it would have had to wait.
+    nr_again: u8,
 }
+
+/// A request that comes back so often although it may wait has failed.
+const AGAIN_MAX: u8 = 100;
 
 impl Cmd {
     /// Of a request that has not arrived yet.
@@ -112,6 +117,7 @@ impl Cmd {
             error: EIO,
             is_sync_failed: false,
             is_straight: false,
+            nr_again: 0,
         }
     }
 
@@ -365,6 +371,7 @@ impl<D: Disk> Engine<D> {
                 cmd.moved = cmd.moved.saturating_add(n);
                 Ok(())
             }
+            Err(e) if e == EAGAIN && cmd.nr_again >= AGAIN_MAX => Err(EIO),
             Err(e) => Err(e),
         };
         match (event, &mut cmd.write) {
@@ -372,7 +379,10 @@ impl<D: Disk> Engine<D> {
             // What was looked up without the lock is looked up again.
             (Ok(()), _) if cmd.moved < len => cmd.phase = Phase::Again,
             // It was not to wait, and would have had to.
-            (Err(e), _) if e == EAGAIN && !holds_lock => cmd.phase = Phase::Again,
+            (Err(e), _) if e == EAGAIN && !holds_lock => {
+                cmd.nr_again += 1;
+                cmd.phase = Phase::Again;
+            }
             (Ok(()), None) => return rq.complete(Ok(())),
             // To be told where one may sleep.
             (Err(e), None) => {

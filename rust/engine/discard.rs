@@ -139,6 +139,8 @@ impl<D: Disk> Engine<D> {
         let event = match zeroed {
             Ok(()) => Event::Ok,
             Err(e) => {
+                // A part of it, perhaps.
+                self.zeros_written(&mut rq);
                 rq.pdu().error = e;
                 Event::Failed
             }
@@ -146,12 +148,17 @@ impl<D: Disk> Engine<D> {
         Some((rq, event))
     }
 
+    /// Notes what the extent of `rq` has changed on the disk.
+    fn zeros_written(&self, rq: &mut Request<D>) {
+        let start = rq.pos().saturating_add(rq.pdu().moved as u64);
+        let end = start.saturating_add(u64::from(rq.pdu().extent.len));
+        self.shared.tracks.disk_written(&(start..end));
+    }
+
     /// The extent of `rq` is done.
     pub(super) fn discarded(&self, mut rq: Request<D>) {
-        let start = rq.pos().saturating_add(rq.pdu().moved as u64);
+        self.zeros_written(&mut rq);
         let cmd = rq.pdu();
-        let end = start.saturating_add(u64::from(cmd.extent.len));
-        self.shared.tracks.disk_written(&(start..end));
         cmd.moved = cmd.moved.saturating_add(cmd.extent.len as usize);
         cmd.write = None;
         cmd.phase = Phase::Again;

@@ -94,6 +94,19 @@ impl<D: Disk> Engine<D> {
         }
     }
 
+    /// Makes a slot of the top read as zeros, by giving its space back where that can be done: it may be
+    /// space that there was none of.
+    pub(super) fn clean_slot(&self, at: ImageCluster) -> Result {
+        let size = self.chain.cluster();
+        let start = size.offset(at);
+        let top = self.chain.top().ok_or(EIO)?;
+        let end = (start + size.bytes()).min(top.io().len()?);
+        match top.io().punch(start..end) {
+            Err(e) if Errno::OpNotSupp.is(e) => self.zero_slot(at),
+            other => other,
+        }
+    }
+
     /// Makes a slot of the top read as zeros.
     pub(super) fn zero_slot(&self, at: ImageCluster) -> Result {
         let size = self.chain.cluster();

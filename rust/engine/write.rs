@@ -13,7 +13,7 @@ use crate::{
 use ploop_pure::{
     flow::{Action, Coverage, Durability, Event, Write},
     map::{Place, Word},
-    units::{ImageCluster, Level},
+    units::{Cluster, ImageCluster, Level},
 };
 
 impl<D: Disk> Engine<D> {
@@ -151,8 +151,9 @@ impl<D: Disk> Engine<D> {
                 Action::Done if rq.op() == Op::Write => return rq.end(Ok(())),
                 Action::Done => return self.discarded(rq),
                 Action::Abandon { at } => {
-                    if self.chain.hidden(cluster) != Some(at) {
-                        self.slow.lock().alloc.give_back(at);
+                    match self.chain.hidden(cluster) == Some(at) {
+                        true => self.abandon_hidden(cluster, at),
+                        false => self.slow.lock().alloc.give_back(at),
                     }
                     self.unlock_cluster(cluster, Change::Keep);
                     return self.fail(rq);
@@ -167,6 +168,17 @@ impl<D: Disk> Engine<D> {
                 Some(write) => write.next(event),
                 None => Action::Fail,
             };
+        }
+    }
+
+    /// A write to the slot `at` of a merge's destination has failed. Where nothing lies above, as behind
+    /// the end that a raw one had, the cluster is what is there when the merge is over: zeros, as now.
+    fn abandon_hidden(&self, cluster: Cluster, at: ImageCluster) {
+        if self.chain.lookup(cluster) != Place::Hole || self.is_poisoned() {
+            return;
+        }
+        if let Err(e) = self.clean_slot(at) {
+            self.poison(e);
         }
     }
 
