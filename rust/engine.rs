@@ -532,22 +532,6 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// EIO, and the image is poisoned, if the file has less than `clusters` whole clusters:
-    /// somebody has made it shorter. To make it longer again would hide that data is gone.
-    fn check_length(&self, clusters: u32) -> Result {
-        let top = self.chain.top().ok_or(EIO)?;
-        let need = self.chain.cluster().offset(ImageCluster(clusters));
-        if top.io().len()? >= need {
-            return Ok(());
-        }
-        pr_err!(
-            "ploop{}: the image file has been made shorter\n",
-            self.device
-        );
-        self.poison(EIO);
-        Err(EIO)
-    }
-
     /// Whether writes wait for space, for who knows how long.
     pub(crate) fn has_parked(&self) -> bool {
         !self.slow.lock().parked.is_empty()

@@ -479,6 +479,10 @@ impl Delta {
             }
             (Format::Raw(_), Format::Raw(_)) => {
                 let len = size_sectors.checked_mul(SECTOR_BYTES).ok_or(EFBIG)?;
+                // Of one that somebody has cut it would hide that data is gone.
+                if self.io.len()? < self.format.size_sectors().saturating_mul(SECTOR_BYTES) {
+                    return Err(EIO);
+                }
                 self.io.lengthen(len)?;
                 self.io.sync()?;
             }

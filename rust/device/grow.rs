@@ -57,13 +57,19 @@ impl Device {
         };
         Self::admit_grow(&engine, sectors)?;
         if sectors == engine.chain.size_sectors() {
-            // Perhaps one before this could not show it.
+            // Perhaps one before this could not show it, or not make its header durable.
+            engine.commit()?;
             let _control = self.control.lock();
             self.show_size(disk, &engine);
             return Ok(());
         }
+        let points = self.tracks.memory_for(sectors.saturating_mul(SECTOR_BYTES));
+        check_memory(points, self.index)?;
         let top = engine.chain.top().ok_or(ENOENT)?;
         let larger = Arc::new(top.resized(sectors)?, GFP_KERNEL)?;
+        if matches!(top.format(), Format::Raw(_)) {
+            return self.grow_raw(disk, ops, &engine, larger);
+        }
         let slots = top.in_the_way(sectors)?;
         let (start, end) = (slots.start, slots.end);
         if start < end {
@@ -77,6 +83,27 @@ impl Device {
             // What is free there is found again when the image is opened anew. What is before is the
             // index.
             .inspect_err(|_| engine.reserve_slots(start))
+    }
+
+    /// The same of a raw disk, which ends where its file does.
+    fn grow_raw(
+        &self,
+        disk: DiskRef<'_, Self>,
+        ops: &Ops,
+        engine: &Arc<Engine<Self>>,
+        larger: Arc<Delta>,
+    ) -> Result {
+        let top = engine.chain.top().ok_or(ENOENT)?;
+        let size = engine.chain.size_sectors().saturating_mul(SECTOR_BYTES);
+        engine.check_len(size)?;
+        let before = top.io().len()?;
+        let grown = Self::prepare_file(ops, engine, &larger)
+            .and_then(|()| self.end_grow(disk, engine, larger));
+        // A longer file would be a larger disk when it is attached again.
+        if grown.is_err() && self.is_used(engine) && !engine.is_poisoned() {
+            noio(|| top.io().cut(before)).inspect_err(|e| engine.poison_for(*e))?;
+        }
+        grown
     }
 
     /// Makes the top's file ready for the header of `larger`.

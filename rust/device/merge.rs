@@ -254,7 +254,7 @@ impl Device {
         }
     }
 
-    fn is_used(&self, engine: &Engine<Self>) -> bool {
+    pub(super) fn is_used(&self, engine: &Engine<Self>) -> bool {
         let control = self.control.lock();
         control
             .engine
@@ -340,7 +340,9 @@ impl Device {
         control.engine = Some(new.clone());
         control.limit_top(&new);
         let finished = old.finish(unfinished).and_then(|closed| {
-            // The source's slots are free only now, and nobody has got one before `begin`.
+            // The source's slots are free only now, and nobody has got one before `begin`. Of a file
+            // that was cut nobody knows which are.
+            new.check_length(used.end)?;
             Parts::prepare_file(&new.chain, &used, self.index)?;
             let dest = old.chain.top().ok_or(EIO)?;
             if let Closed::Clean { is_empty } = closed {

@@ -348,6 +348,26 @@ impl<D: Disk> Engine<D> {
         }
     }
 
+    /// [`Self::check_len`] of so many whole clusters.
+    pub(crate) fn check_length(&self, clusters: u32) -> Result {
+        self.check_len(self.chain.cluster().offset(ImageCluster(clusters)))
+    }
+
+    /// EIO, and the image is poisoned, if the top's file has less than `need` bytes: somebody has made
+    /// it shorter. To make it longer again would hide that data is gone.
+    pub(crate) fn check_len(&self, need: u64) -> Result {
+        let top = self.chain.top().ok_or(EIO)?;
+        if top.io().len()? >= need {
+            return Ok(());
+        }
+        pr_err!(
+            "ploop{}: the image file has been made shorter\n",
+            self.device
+        );
+        self.poison(EIO);
+        Err(EIO)
+    }
+
     /// Grows the file to `target` clusters.
     pub(super) fn grow_to(&self, target: u32) -> Result {
         // What lies behind the limit is nobody's, and stays so until this is done: it is made zero.

@@ -176,6 +176,17 @@ detach "$device"
 ploopctl check "$SCRATCH/far.img" >&2
 rm "$SCRATCH/far.img"
 
+note 'a raw disk whose file somebody has cut: to make it longer would hide that'
+truncate -s 64M "$SCRATCH/raw"
+device=$(attach -f raw -b 64K "$SCRATCH/raw")
+truncate -s 32M "$SCRATCH/raw"
+if timeout 60 plooptest op "$device" grow $((128 << 11)) >"$TEST_DIR/why" 2>&1; then die 'it has grown'; fi
+grep -qE 'errno 5$|os error 5\)' "$TEST_DIR/why" || die "growth: $(<"$TEST_DIR/why")"
+expect_same "$(stat -c %s "$SCRATCH/raw")" $((32 << 20)) 'length of what was cut'
+udevadm settle -t 10 || true
+expect_fail ploopctl detach "$device"
+rm "$SCRATCH/raw"
+
 note 'a file system on a partition'
 ploopctl create -s 250M -b 32K "$SCRATCH/fs.img" >/dev/null
 device=$(attach "$SCRATCH/fs.img")

@@ -182,4 +182,20 @@ device=$(attach "$small/0.img")
 for at in 0 290; do cmp -n 1048576 -i $((at << 20)):0 "$device" "$TEST_DIR/part.$at" >&2 || die "MiB $at is lost"; done
 detach "$device"
 
+note 'a raw disk, whose growth waits for nobody: the file is as long as before'
+rm -f "$small"/*
+truncate -s 40M "$small/raw"
+device=$(attach -f raw -b 64K "$small/raw")
+full
+dd if=/dev/urandom of="$device" bs=1M count=4 oflag=direct conv=notrunc status=none &
+writer=$!
+retry 20 is_full || die 'nothing is parked'
+no_space plooptest op "$device" grow $((64 << 11))
+expect_same "$(stat -c %s "$small/raw")" $((40 << 20)) 'length after growth that failed'
+rm "$small/filler"
+wait "$writer" || die 'the parked write failed'
+timeout 60 plooptest op "$device" grow $((64 << 11)) || die 'growth fails with space'
+expect_same "$(stat -c %s "$small/raw")" $((64 << 20)) length
+detach "$device"
+
 umount "$small" "$SCRATCH"
