@@ -91,7 +91,7 @@ impl Io {
 
     /// Length of the file in bytes, asked for anew.
     pub(crate) fn len(&self) -> Result<u64> {
-        self.file().as_file().len()
+        self.file().to_the_end(File::len)
     }
 
     /// Reads whole pages; fewer bytes only at the end of the file.
@@ -179,13 +179,12 @@ impl Io {
     /// Whether [`Self::punch`] works on this file, which is tried behind its end: nobody may write to
     /// it, or let it grow, meanwhile.
     pub(crate) fn can_punch(&self) -> bool {
-        let file = self.file().as_file();
-        // Behind the end of a file there is nothing to lose.
-        file.kind() == Kind::Regular
-            && self.len().is_ok_and(|len| {
-                let start = len.next_multiple_of(PUNCH_PROBE);
-                file.punch(start..start.saturating_add(PUNCH_PROBE)).is_ok()
-            })
+        let probe = |file: &File| {
+            // Behind the end of a file there is nothing to lose.
+            let start = file.len()?.next_multiple_of(PUNCH_PROBE);
+            file.punch(start..start.saturating_add(PUNCH_PROBE))
+        };
+        self.file().as_file().kind() == Kind::Regular && self.file().to_the_end(probe).is_ok()
     }
 
     /// Moves a request's data past the file system, from or to byte `pos`; gives it back where that

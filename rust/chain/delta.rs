@@ -331,8 +331,13 @@ impl Delta {
                 // and nothing is written to an image that may not be marked.
                 written
                     .and_then(|()| self.io.sync())
-                    .and_then(|()| self.drop_surplus(now, &mut buf))
                     .inspect_err(|_| self.spoil_marked())?;
+                self.drop_surplus(now, &mut buf).inspect_err(|e| {
+                    // Nothing is wrong with it if the caller was killed: what was dropped is nobody's.
+                    if *e != EINTR || self.unmark_unused().is_err() {
+                        self.spoil_marked();
+                    }
+                })?;
             }
             (Format::Raw(now), Format::Raw(then)) if now.size_sectors() == then.size_sectors() => {}
             (Format::Raw(_) | Format::Ploop1(_), Format::Raw(_) | Format::Ploop1(_)) => {

@@ -13,6 +13,7 @@ use crate::{
     format::Format,
     io::Io,
     sys::{
+        self,
         file::{Access, File},
         gen_disk::DiskRef,
         prelude::*,
@@ -267,6 +268,9 @@ impl Device {
         let (mut first, mut seen) = (args.start_cluster, None);
         let mut entries = KVVec::with_capacity(DUMP_STEP.min(end - first) as usize, GFP_KERNEL)?;
         loop {
+            if sys::is_killed() {
+                return Err(EINTR);
+            }
             let next = end.min(first.saturating_add(DUMP_STEP));
             entries.clear();
             self.entries_of(&args, first..next, &mut seen, &mut entries)?;
