@@ -336,7 +336,7 @@ pub(crate) fn check_memory(need: u64, device: u32) -> Result {
         return Ok(());
     }
     pr_err!(
-        "ploop{device}: the cluster map or the free slots need {} MiB, over the limit of {} MiB (parameter map_limit_mb)\n",
+        "ploop{device}: the cluster map, the free slots or what notes writes need {} MiB, over the limit of {} MiB (parameter map_limit_mb)\n",
         need.div_ceil(1 << 20),
         limit >> 20
     );

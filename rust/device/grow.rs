@@ -5,7 +5,7 @@
 
 use super::{limits, ops::Ops, Device, Impatient};
 use crate::{
-    chain::delta::Delta,
+    chain::{check_memory, delta::Delta},
     engine::{merge::Moved, Engine, Parts},
     format::Format,
     sys::{self, gen_disk::DiskRef, mq::noio, pages::PageBuf, prelude::*},

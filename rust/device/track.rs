@@ -2,7 +2,12 @@
 //! The write tracker, for copies of the top's image file, and checkpoints, for backups of the disk.
 
 use super::Device;
-use crate::{chain::checkpoints::Stored, engine::Engine, format::Format, sys::prelude::*};
+use crate::{
+    chain::{check_memory, checkpoints::Stored},
+    engine::{tracks::bytes_of, Engine},
+    format::Format,
+    sys::prelude::*,
+};
 use ploop_pure::{
     abi,
     lifecycle::{admit, Call},
@@ -51,7 +56,9 @@ impl Device {
         let control = self.control.lock();
         let engine = Self::running(&control)?;
         self.admit_change()?;
-        self.tracks.start_tracker(grid_of(engine))?;
+        let grid = grid_of(engine);
+        check_memory(bytes_of(grid), self.index)?;
+        self.tracks.start_tracker(grid)?;
         let (start, end) = (0, in_use(engine));
         Ok(abi::TrackExtent { start, end })
     }
@@ -88,7 +95,7 @@ impl Device {
         }
     }
 
-    /// CHECKPOINT_START. EROFS if nothing is ever written.
+    /// CHECKPOINT_START. EROFS if nothing is ever written; ENOMEM over the limit.
     pub(crate) fn start_checkpoint(&self, id: [u8; 16], log: u32, at_snapshot: bool) -> Result {
         let control = self.control.lock();
         let engine = Self::running(&control)?;
@@ -99,8 +106,11 @@ impl Device {
         if self.ops.running().is_some() {
             return Err(EBUSY);
         }
-        self.tracks
-            .add_point(id, Grid::new(log, disk_bytes(engine)), at_snapshot)
+        let bytes = disk_bytes(engine);
+        let grid = Grid::new(log, bytes);
+        let need = self.tracks.memory_for(bytes).saturating_add(bytes_of(grid));
+        check_memory(need, self.index)?;
+        self.tracks.add_point(id, grid, at_snapshot)
     }
 
     /// CHECKPOINT_LIST: the one that comes as number `idx`; ENOENT.

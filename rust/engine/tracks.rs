@@ -32,7 +32,11 @@ pub(crate) struct Bitmap {
 impl Bitmap {
     /// All clear.
     pub(crate) fn new(grid: Grid) -> Result<Self> {
-        let nr = usize::try_from(grid.nr_words()).map_err(|_| ENOMEM)?;
+        // More than that is not given at once.
+        let nr = match bytes_of(grid) <= i32::MAX as u64 {
+            true => usize::try_from(grid.nr_words()).map_err(|_| ENOMEM)?,
+            false => return Err(ENOMEM),
+        };
         let mut words = KVVec::with_capacity(nr, GFP_KERNEL)?;
         for _ in 0..nr {
             words.push(Atomic::new(0), GFP_KERNEL)?;
@@ -71,6 +75,11 @@ impl Bitmap {
             }
         }
     }
+}
+
+/// Bytes that the bits of a grid take.
+pub(crate) fn bytes_of(grid: Grid) -> u64 {
+    grid.nr_words().saturating_mul(size_of::<u64>() as u64)
 }
 
 impl Words for Bitmap {
@@ -338,6 +347,16 @@ impl Tracks {
                 point.is_recording.store(true, Relaxed);
             }
         });
+    }
+
+    /// Bytes of memory that the checkpoints take on a disk of `bytes`.
+    pub(crate) fn memory_for(&self, bytes: u64) -> u64 {
+        let points = self.points.lock();
+        let need = points.iter().map(|p| {
+            let log = p.bitmap.grid.granularity().trailing_zeros();
+            bytes_of(Grid::new(log, bytes))
+        });
+        need.fold(0, u64::saturating_add)
     }
 
     /// Makes room for a disk of `bytes`, before anybody can write behind its old end.

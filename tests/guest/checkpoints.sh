@@ -92,3 +92,13 @@ for ((round = 1; round <= $(share 2 20); round++)); do
 done
 detach "$device"
 ploopctl check "$SCRATCH/0.img" >&2
+
+note 'more memory than may be had'
+truncate -s 8T "$SCRATCH/large"
+device=$(attach -f raw "$SCRATCH/large")
+# 256 MiB of bits; the limit is a sixteenth of the memory.
+expect_fail plooptest checkpoint start --granularity 4096 "$device" 1
+plooptest checkpoint start "$device" 1
+plooptest checkpoint drop "$device" 1
+detach "$device"
+rm "$SCRATCH/large"
