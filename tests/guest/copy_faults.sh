@@ -31,19 +31,19 @@ state() { cat "/sys/block/${device##*/}/pstate/$1"; }
 # sound WHAT: the disk goes on after a copy that failed, and there is no copy.
 sound() {
     expect_same "$(state freeze_state)" 0 "$1: frozen"
-    timeout 20 dd if=/dev/urandom of="$TEST_DIR/fs/after" bs=64k count=1 conv=fsync status=none || die "$1: no write after it"
+    timeout "$(limit 20)" dd if=/dev/urandom of="$TEST_DIR/fs/after" bs=64k count=1 conv=fsync status=none || die "$1: no write after it"
     [[ ! -e $SCRATCH/copy ]] || die "$1: there is a copy"
     # Not tracked: a snapshot is possible, and is merged away again.
     local uuid
-    uuid=$(timeout 60 ploopctl snapshot create "$SCRATCH/disk") || die "$1: no snapshot after it"
-    timeout 120 ploopctl snapshot delete --uuid "$uuid" "$SCRATCH/disk" || die "$1: the snapshot stays"
+    uuid=$(timeout "$(limit 60)" ploopctl snapshot create "$SCRATCH/disk") || die "$1: no snapshot after it"
+    timeout "$(limit 120)" ploopctl snapshot delete --uuid "$uuid" "$SCRATCH/disk" || die "$1: the snapshot stays"
 }
 
 # fails WHAT STATUS WORDS ARGUMENTS...: a copy that must fail so.
 fails() {
     local what=$1 status=$2 words=$3 got=0
     shift 3
-    timeout 120 ploopctl copy send "$@" "$device" >/dev/null 2>"$TEST_DIR/said" || got=$?
+    timeout "$(limit 120)" ploopctl copy send "$@" "$device" >/dev/null 2>"$TEST_DIR/said" || got=$?
     expect_same "$got" "$status" "$what: $(tail -n 3 "$TEST_DIR/said")"
     grep -qE -- "$words" "$TEST_DIR/said" || die "$what says: $(<"$TEST_DIR/said")"
     sound "$what"
@@ -63,7 +63,7 @@ fails 'stop command' 12 'stop command' --stop-command false --to "$SCRATCH/copy"
 note 'the receiver is killed'
 for when in $(share '0.1 2 4.4' '0.1 0.5 1.1 2 3 4.2 4.6') $((RANDOM % 6)).$((RANDOM % 10)); do
     got=0
-    timeout 120 ploopctl copy send --bwlimit 12M --rounds 50 "$device" 2>"$TEST_DIR/said" \
+    timeout "$(limit 120)" ploopctl copy send --bwlimit 12M --rounds 50 "$device" 2>"$TEST_DIR/said" \
         --through "timeout -s KILL $when ploopctl copy receive '$SCRATCH/copy'" || got=$?
     if [[ ! -e $SCRATCH/copy ]]; then
         expect_same "$got" 13 "killed after $when s"
@@ -97,7 +97,7 @@ for signal in INT TERM KILL; do
 done
 
 note 'others meanwhile'
-timeout 120 ploopctl copy send --bwlimit 8M "$device" 2>/dev/null | ploopctl copy receive "$SCRATCH/copy" &
+timeout "$(limit 120)" ploopctl copy send --bwlimit 8M "$device" 2>/dev/null | ploopctl copy receive "$SCRATCH/copy" &
 copy=$!
 sleep 1
 expect_fail ploopctl snapshot create --wait 1 "$SCRATCH/disk"
