@@ -175,8 +175,8 @@ pub fn must_be_whole(images: &[PathBuf], wanted: Wanted) -> Result<()> {
 pub fn must_be_ours(image: &Path, force: bool) -> Result<()> {
     must_be_alone(image, force)?;
     match fs::metadata(image) {
-        Ok(meta) if !force => files::must_be_ours(image, meta.nlink()),
-        // What cannot be opened is said by who opens it.
+        Ok(meta) if meta.is_file() && !force => files::must_be_ours(image, meta.nlink()),
+        // What cannot be opened, or is no file, is said by who opens it.
         Ok(_) | Err(_) => Ok(()),
     }
 }
