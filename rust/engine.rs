@@ -4,7 +4,8 @@
 //! A request comes in through [`Engine::handle`] on a worker and is owned by the engine until it is
 //! ended: in I/O, in a list of waiters, or in a function's hands. No handler waits for a request
 //! that waits for a worker: it is put into a list instead and the handler returns. Handlers of
-//! discards wait for the epoch, in which nobody is but who runs or is in I/O.
+//! discards wait for the epoch, in which nobody is but who runs or is in I/O; those that write to what
+//! the source of a merge hides, for the [`Gate`]: for the thread that ends the old top, and its I/O.
 //!
 //! Locks: `slow` is a spin lock, taken by handlers and work items only, never across I/O or
 //! memory allocation; `commit` ([`index_wb`]) and `growth` ([`space`]) are mutexes held across the I/O
