@@ -91,8 +91,8 @@ done
 sleep 2
 plooptest op-rate "$device" 0
 # The deltas can be put in order only when no write is on its way.
-timeout 5 plooptest op-wait "$device" >"$TEST_DIR/why" 2>&1 && die 'the merge succeeded without space'
-timeout 10 cmp -n $((12 << 20)) "$device" "$TEST_DIR/model" >&2 || die 'reads are wrong without space'
+timeout "$(limit 5)" plooptest op-wait "$device" >"$TEST_DIR/why" 2>&1 && die 'the merge succeeded without space'
+timeout "$(limit 10)" cmp -n $((12 << 20)) "$device" "$TEST_DIR/model" >&2 || die 'reads are wrong without space'
 rm "$small/filler"
 mount -o remount,size=128M "$small"
 timeout 60 plooptest op-wait "$device" >"$TEST_DIR/why" 2>&1 || true
