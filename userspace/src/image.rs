@@ -78,20 +78,6 @@ pub struct Report {
     pub nr_leaked: u32,
 }
 
-impl Report {
-    /// Whether an image that lies above others has anything in it. If not it makes no difference to
-    /// what is read: what was written to it and flushed, it would name. Nor does a mark.
-    pub fn has_data(&self) -> bool {
-        let is_harmless = |p: &Problem| {
-            matches!(
-                p,
-                Problem::InUse | Problem::EmptyFlag | Problem::TornTail { .. }
-            )
-        };
-        self.findings.usage.nr_used > 0 || !self.problems.iter().all(is_harmless)
-    }
-}
-
 /// The sink of a scan: gets every entry that is not a hole.
 pub type Sink<'a> =
     dyn FnMut(Cluster, std::result::Result<ImageCluster, Problem>) -> Result<()> + 'a;
@@ -187,6 +173,19 @@ impl Image {
         }
         self.read_at(&mut magic, 0)?;
         Ok([MAGIC_V1, MAGIC_V2].contains(&magic))
+    }
+
+    /// Whether an image that lies above others has anything in it. If not it makes no difference to
+    /// what is read: what was written to it and flushed, it would name. Nor does a mark.
+    pub fn has_data(&self) -> Result<bool> {
+        let report = self.check()?.map_err(|p| self.not_an_image(p))?;
+        let is_harmless = |p: &Problem| {
+            matches!(
+                p,
+                Problem::InUse | Problem::EmptyFlag | Problem::TornTail { .. }
+            )
+        };
+        Ok(report.findings.usage.nr_used > 0 || !report.problems.iter().all(is_harmless))
     }
 
     /// Its header and length, or what is wrong with them.

@@ -73,14 +73,14 @@ pub fn run(args: &CheckArgs) -> Result<()> {
         }
         Target::Image(path) => match sysfs.find_image(&path)?.first() {
             Some(device) => Err(in_use(&path, device)),
-            None => unattached(&mut job, &path, args),
+            None => unattached(&job, &path, args),
         },
     }
 }
 
 /// An image that nobody has. One of a disk is repaired as such, or the disk would take it for changed
 /// by somebody else.
-fn unattached(job: &mut Job, path: &Path, args: &CheckArgs) -> Result<()> {
+fn unattached(job: &Job, path: &Path, args: &CheckArgs) -> Result<()> {
     let real = std::fs::canonicalize(path).ok().filter(|_| job.repair);
     // A descriptor that cannot be understood keeps nobody from a repair.
     let descriptor = real

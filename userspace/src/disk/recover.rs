@@ -150,9 +150,7 @@ impl Opened {
     /// mark says less: the kernel sets it before it switches, and goes on writing to the old top if
     /// it then does not.
     fn has_data(&self, file: &str) -> Result<bool> {
-        let image = Image::open(&self.other_file(file), Access::Read)?;
-        let report = image.check()?.map_err(|p| image.not_an_image(p))?;
-        Ok(report.has_data())
+        Image::open(&self.other_file(file), Access::Read)?.has_data()
     }
 
     /// Whether a ploop1 image is in use, or was in a crash.
