@@ -31,6 +31,10 @@ use ploop_pure::{
 /// Milliseconds after which an entry is written even if nobody asks.
 pub(crate) const COMMIT_DELAY_MS: u32 = 5000;
 
+/// Most pages that room is made for: as many as 64 processors can make dirty at once. What is dirty
+/// longer than that is committed away.
+const ROOM_MAX: usize = 8192;
+
 /// Copies of index pages: of a batch, or of all that are dirty when an engine ends.
 pub(super) struct Copies {
     /// Of the top.
@@ -161,7 +165,8 @@ impl<D: Disk> Engine<D> {
         let room = self.commit.try_lock()?.room();
         let slow = self.slow.lock();
         let nr = slow.dirty.nr_dirty();
-        (nr > room).then_some((nr * 2).min(slow.dirty.nr_pages() as usize))
+        let most = ROOM_MAX.min(slow.dirty.nr_pages() as usize);
+        (nr > room).then_some((nr * 2).min(most))
     }
 
     /// Makes room for the copies of so many pages.
