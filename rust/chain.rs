@@ -342,3 +342,11 @@ pub(crate) fn check_memory(need: u64, device: u32) -> Result {
     );
     Err(ENOMEM)
 }
+
+/// ENOMEM for more bytes than the kernel gives at once; it warns of who asks.
+pub(crate) fn check_at_once(bytes: u64) -> Result {
+    match bytes <= i32::MAX as u64 {
+        true => Ok(()),
+        false => Err(ENOMEM),
+    }
+}

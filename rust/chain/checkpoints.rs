@@ -4,7 +4,7 @@
 //! They are written after all else when the image is closed, and hold only as long as its header
 //! says so, which the mark of the next opening ends. So after a crash there are none.
 
-use super::{check_memory, delta::Delta};
+use super::{check_at_once, check_memory, delta::Delta};
 use crate::{
     format::Format,
     sys::{
@@ -144,6 +144,7 @@ impl Delta {
             return Err(EINVAL);
         }
         let words = &mut point.words;
+        check_at_once(shape.nr_words().saturating_mul(8))?;
         words.reserve(shape.nr_words() as usize, GFP_KERNEL)?;
         for (nr, part) in (0..).zip(&point.parts) {
             let range = shape.words(nr);

@@ -9,7 +9,10 @@
 //! under them. Requests take neither.
 
 use crate::{
-    chain::checkpoints::{Checkpoint, Stored},
+    chain::{
+        check_at_once,
+        checkpoints::{Checkpoint, Stored},
+    },
     sys::{
         blocks::Syncs,
         epoch::{Epoch, Guarded},
@@ -32,11 +35,8 @@ pub(crate) struct Bitmap {
 impl Bitmap {
     /// All clear.
     pub(crate) fn new(grid: Grid) -> Result<Self> {
-        // More than that is not given at once.
-        let nr = match bytes_of(grid) <= i32::MAX as u64 {
-            true => usize::try_from(grid.nr_words()).map_err(|_| ENOMEM)?,
-            false => return Err(ENOMEM),
-        };
+        check_at_once(bytes_of(grid))?;
+        let nr = usize::try_from(grid.nr_words()).map_err(|_| ENOMEM)?;
         let mut words = KVVec::with_capacity(nr, GFP_KERNEL)?;
         for _ in 0..nr {
             words.push(Atomic::new(0), GFP_KERNEL)?;
