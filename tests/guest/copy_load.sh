@@ -79,7 +79,7 @@ mount "$device" "$TEST_DIR/fs"
 cp -a /bin/bash "$TEST_DIR/fs/before"
 uuid=$(ploopctl snapshot create "$SCRATCH/disk")
 fio --name=load --directory="$TEST_DIR/fs" --size=24M --rw=randwrite --bsrange=4k-64k --numjobs=2 \
-    --time_based --runtime="$(share 400 9000)" --fsync=50 --verify=crc32c --do_verify=0 --randseed="$seed" \
+    --time_based --runtime="$(limit "$(share 400 9000)")" --fsync=50 --verify=crc32c --do_verify=0 --randseed="$seed" \
     --output="$TEST_DIR/fio" &
 fio=$!
 for ((run = 1; run <= (runs + 1) / 2; run++)); do
