@@ -86,11 +86,10 @@ pub fn run(args: &AttachArgs) -> Result<()> {
             let what = "--snapshot and --force are for disks with a descriptor";
             return Err(Error::new(Code::Param, what));
         }
+        (_, 0) if args.read_only => (None, args.clone()),
         (images, 0) => {
-            if !args.read_only {
-                attached::must_be_whole(images, attached::Wanted::Top)?;
-            }
-            (None, args.clone())
+            let disk = attached::disk_of_top(images, &live, &args.wait)?;
+            (disk, args.clone())
         }
         ([given], _) => {
             let disk = super::disk::open(given, &live, Work::Short, &args.wait)?;

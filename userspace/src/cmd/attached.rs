@@ -3,9 +3,11 @@
 
 use super::backup::interim;
 use super::Target;
+use crate::cli::WaitArgs;
 use crate::descriptor::model::{Disk, ImageEntry, ROOTS};
 use crate::descriptor::{self, store, Descriptor};
-use crate::disk::files;
+use crate::disk::intent::Intent;
+use crate::disk::{files, Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::sysfs::{Delta, Device, Sysfs};
 use std::ffi::OsStr;
@@ -118,33 +120,91 @@ pub fn must_be_alone(image: &Path, force: bool) -> Result<()> {
 
 /// What the images that are named one by one are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+enum Wanted {
     /// The last one is written to.
     Top,
     /// They are read as a disk.
     Chain,
 }
 
-/// Refuses `images` of a disk with a descriptor that are not those of its top, or of the snapshot that
-/// the last one is: what builds on one that is written to would be lost, and what is read without
-/// what it builds on is no disk. A descriptor that cannot be understood keeps nobody from anything.
-/// Nor is an image all of its disk above which a backup left another.
-pub fn must_be_whole(images: &[PathBuf], wanted: Wanted) -> Result<()> {
+/// Refuses `images`, base first, which are to be read as a disk, where they are not all of one: of a disk
+/// with a descriptor not the chain of one of its snapshots, or amid a change; or one above which a backup
+/// left another. A descriptor that cannot be understood keeps nobody from anything.
+pub fn must_be_whole(images: &[PathBuf]) -> Result<()> {
     interim::must_be_given(images)?;
-    let real = images.iter().filter_map(|i| fs::canonicalize(i).ok());
-    let real: Vec<_> = real.collect();
-    let Some(last) = real.last().filter(|_| real.len() == images.len()) else {
-        // What cannot be opened is said by who opens it.
+    let Some((real, path)) = named(images) else {
         return Ok(());
     };
-    let Ok(Some(path)) = naming(last) else {
-        return Ok(());
+    must_be_unchanging(&path)?;
+    match store::read(&path).and_then(|text| Descriptor::parse(&path, &text)) {
+        Ok(descriptor) => must_be_chain(&descriptor, &path, &real, Wanted::Chain),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The same of `images` of which the last is to be written to: only those of the top of a disk can be,
+/// as what builds on another would be lost. That disk is opened, which completes or undoes what is
+/// unfinished, and its locks keep others from changing it as long as the images are worked on.
+pub fn disk_of_top(images: &[PathBuf], live: &Live, wait: &WaitArgs) -> Result<Option<Opened>> {
+    interim::must_be_given(images)?;
+    let Some((real, path)) = named(images) else {
+        return Ok(None);
     };
     let text = store::read(&path);
-    let Ok(descriptor) = text.and_then(|text| Descriptor::parse(&path, &text)) else {
+    if text
+        .and_then(|text| Descriptor::parse(&path, &text))
+        .is_err()
+    {
+        return Ok(None);
+    }
+    let disk = super::disk::open(&path, live, Work::Short, wait)?;
+    must_be_chain(disk.descriptor(), disk.path(), &real, Wanted::Top)?;
+    Ok(Some(disk))
+}
+
+/// Refuses an image that is read by itself while its disk is amid a change, or above which a backup left
+/// another.
+pub fn must_be_settled(image: &Path) -> Result<()> {
+    let images = [image.to_owned()];
+    interim::must_be_given(&images)?;
+    match named(&images) {
+        Some((_, path)) => must_be_unchanging(&path),
+        None => Ok(()),
+    }
+}
+
+/// `images` without symbolic links, and the descriptor that names the last one. What cannot be opened
+/// is said by who opens it.
+fn named(images: &[PathBuf]) -> Option<(Vec<PathBuf>, PathBuf)> {
+    let real = images.iter().map(|i| fs::canonicalize(i).ok());
+    let real: Vec<_> = real.collect::<Option<_>>()?;
+    let path = naming(real.last()?).ok().flatten()?;
+    Some((real, path))
+}
+
+/// Which of its images a disk consists of is not known while that is being changed.
+fn must_be_unchanging(path: &Path) -> Result<()> {
+    if !Intent::is_there(path) {
+        return Ok(());
+    }
+    let of = path.display();
+    let what = format!("an operation on the disk {of} is going on, or was interrupted");
+    Err(Error::new(Code::Busy, what)
+        .hint(format!("'ploopctl recover {of}' completes or undoes it")))
+}
+
+/// Refuses `real`, images without symbolic links, that are not those of the top of the disk, or of the
+/// snapshot that the last one is.
+fn must_be_chain(
+    descriptor: &Descriptor,
+    path: &Path,
+    real: &[PathBuf],
+    wanted: Wanted,
+) -> Result<()> {
+    let Some(last) = real.last() else {
         return Ok(());
     };
-    let file = |image: &ImageEntry| fs::canonicalize(store::dir_of(&path).join(&image.file)).ok();
+    let file = |image: &ImageEntry| fs::canonicalize(store::dir_of(path).join(&image.file)).ok();
     let disk = descriptor.disk();
     let guid = match wanted {
         Wanted::Top => Some(disk.top),
@@ -153,11 +213,23 @@ pub fn must_be_whole(images: &[PathBuf], wanted: Wanted) -> Result<()> {
             all.find(|i| file(i).as_ref() == Some(last)).map(|i| i.guid)
         }
     };
+    let (at, of) = (last.display(), path.display());
+    if let Some(shot) = guid
+        .and_then(|guid| disk.shot(guid))
+        .filter(|s| s.is_temporary)
+    {
+        let what = format!(
+            "{at} is of the snapshot {} of the disk {of}, which is being removed",
+            shot.guid
+        );
+        return Err(
+            Error::new(Code::Param, what).hint(format!("'ploopctl recover {of}' completes that"))
+        );
+    }
     let chain = guid.map(|guid| descriptor.chain(guid)).unwrap_or_default();
     if chain.into_iter().filter_map(file).eq(real.iter().cloned()) {
         return Ok(());
     }
-    let (at, of) = (last.display(), path.display());
     let (what, hint) = match wanted {
         Wanted::Top => (
             format!("{at} is an image of the disk {of}, and these are not those of its top"),

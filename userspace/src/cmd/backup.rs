@@ -141,7 +141,7 @@ fn full(args: &BackupFullArgs) -> Result<()> {
                 paths: vec![args.target.clone()],
                 base: args.format.into(),
             };
-            attached::must_be_whole(&images.paths, attached::Wanted::Chain)?;
+            attached::must_be_whole(&images.paths)?;
             return closed(&job, &images);
         }
     };

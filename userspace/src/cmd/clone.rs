@@ -4,6 +4,7 @@
 //! The turn is held from the first look to the end, so that nothing is attached in between, as are
 //! the locks of a disk that is the base.
 
+use super::attached;
 use crate::cli::{AttachFormat, CloneArgs};
 use crate::descriptor::guid::Guid;
 use crate::descriptor::lock::{FileLock, Patience};
@@ -85,6 +86,7 @@ fn of_images(args: &CloneArgs, bases: &[PathBuf]) -> Result<Below> {
         let what = "-b is for -f raw: a ploop1 image has its own cluster size";
         return Err(Error::new(Code::Param, what));
     }
+    attached::must_be_whole(bases)?;
     let mut members = Vec::new();
     for (level, path) in bases.iter().enumerate() {
         let guid = random()?;

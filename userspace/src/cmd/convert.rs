@@ -2,6 +2,7 @@
 //! `ploopctl convert`.
 
 use super::attached;
+use super::backup::interim;
 use crate::cli::{ConvertArgs, GivenFormat, NewKind};
 use crate::descriptor::named_by;
 use crate::disk::{Live, Work};
@@ -24,13 +25,14 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         return param("--snapshot is for a disk with a descriptor");
     }
     if let (true, Some(image)) = (args.in_place, args.paths.first()) {
+        interim::must_be_given(std::slice::from_ref(image))?;
         attached::must_be_ours(image, args.force)?;
     }
     match (args.in_place, args.paths.as_slice()) {
         (true, [image]) => offline::replace(image, from, target, &mut Shown::new()),
         (true, _) => param("--in-place is for one image, and makes no other"),
         (false, [images @ .., out]) if !images.is_empty() => {
-            attached::must_be_whole(images, attached::Wanted::Chain)?;
+            attached::must_be_whole(images)?;
             offline::convert(images, from, out, target, &mut Shown::new())
         }
         (false, _) => param("the path of the new image is missing"),

@@ -144,6 +144,7 @@ fn find(args: &CopySendArgs) -> Result<Found> {
 
 /// An image that nobody writes to.
 fn find_image(path: &Path) -> Result<Found> {
+    attached::must_be_settled(path)?;
     let image = Image::open(path, Access::Read)?;
     let is_raw = !image.has_magic()?;
     if is_raw {
