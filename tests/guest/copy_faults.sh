@@ -69,14 +69,14 @@ for when in $(share '0.1 2 4.4' '0.1 0.5 1.1 2 3 4.2 4.6') $((RANDOM % 6)).$((RA
         expect_same "$got" 13 "killed after $when s"
         grep -q 'went away' "$TEST_DIR/said" || die "killed after $when s: $(<"$TEST_DIR/said")"
     fi
-    rm -rf "$SCRATCH/copy" "$SCRATCH/copy.partial"
+    rm -rf "$SCRATCH/copy" "$SCRATCH/copy.ploopctl-partial"
     sound "receiver after $when s"
 done
 # What it left does not hinder the next one.
-mkdir "$SCRATCH/copy.partial"
+mkdir "$SCRATCH/copy.ploopctl-partial"
 fails 'killed before the freeze' 13 'went away' --rounds 2 --stop-command "kill -KILL \$(cat '$TEST_DIR/pid')" \
     --through "echo \$\$ >'$TEST_DIR/pid'; exec ploopctl copy receive '$SCRATCH/copy'"
-rm -rf "$SCRATCH/copy.partial"
+rm -rf "$SCRATCH/copy.ploopctl-partial"
 
 note 'the sender is killed'
 for signal in INT TERM KILL; do

@@ -207,7 +207,7 @@ fn a_signal_ends_both_sides() {
     let scratch = Scratch::new("copy-signal");
     let from = small(&scratch, "from");
     let to = scratch.path("to");
-    let partial = scratch.path("to.partial");
+    let partial = scratch.path("to.ploopctl-partial");
     let (f, t) = (text(&from), text(&to));
     for signal in ["INT", "TERM", "KILL"] {
         for is_sender in [true, false] {

@@ -106,7 +106,7 @@ pub struct CopySendArgs {
 ///
 /// The stream says what it is: of 'ploopctl copy send', or of OpenVZ's 'ploop copy', version 1 or 2,
 /// which hold one image. PATH must not exist. Until all is there and durable the copy is called
-/// PATH.partial; if anything goes wrong it is removed.
+/// PATH.ploopctl-partial; if anything goes wrong it is removed.
 ///
 /// Answers go to where the stream comes from if that is a socket, else to standard output, if the
 /// sender reads them.

@@ -11,6 +11,9 @@ use std::io::{Read, Write};
 
 /// Most bytes on their way: what a line of 1 Gbit/s and 250 ms holds.
 const WINDOW: u64 = 32 << 20;
+/// After so much data the receiver is asked to make it durable: what it has to write at the end, while
+/// it is silent, is no more.
+const SYNC_AFTER: u64 = 1 << 30;
 /// How the refusal of a receiver begins.
 const GAVE_UP: &str = "the receiver gave up";
 
@@ -22,6 +25,8 @@ pub struct Stream<W, R> {
     waiting: VecDeque<(u64, u64)>,
     waiting_bytes: u64,
     sent: u64,
+    /// Bytes of data that need not be durable yet.
+    unsynced: u64,
 }
 
 impl<W: Write, R: Read> Stream<W, R> {
@@ -51,6 +56,7 @@ impl<W: Write, R: Read> Stream<W, R> {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             sent: wire::HEADER_BYTES as u64,
+            unsynced: 0,
         };
         for (file, nr) in source.files.iter().zip(0..) {
             let is_top = nr + 1 == header.nr_files;
@@ -95,11 +101,7 @@ impl<W: Write, R: Read> Stream<W, R> {
         while e.code() == Code::Protocol && self.back.is_some() {
             match self.answer() {
                 Ok(_) => {}
-                Err(said)
-                    if said.code() == Code::Protocol && said.to_string().contains(GAVE_UP) =>
-                {
-                    return said;
-                }
+                Err(said) if is_refusal(&said) => return said,
                 Err(_) => break,
             }
         }
@@ -134,9 +136,19 @@ impl<W: Write, R: Read> Stream<W, R> {
     }
 }
 
+/// Whether the receiver has said that it did not make the copy.
+fn is_refusal(e: &Error) -> bool {
+    e.code() == Code::Protocol && e.without_hint().starts_with(GAVE_UP)
+}
+
 impl<W: Write, R: Read> Sink for Stream<W, R> {
     fn data(&mut self, part: Part, bytes: &[u8]) -> Result<()> {
-        self.put(&Record::Data(part, bytes))
+        self.put(&Record::Data(part, bytes))?;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_AFTER {
+            self.sync()?;
+        }
+        Ok(())
     }
 
     fn zero(&mut self, part: Part) -> Result<()> {
@@ -156,6 +168,7 @@ impl<W: Write, R: Read> Sink for Stream<W, R> {
     }
 
     fn sync(&mut self) -> Result<()> {
+        self.unsynced = 0;
         self.put(&Record::Sync)?;
         self.wait_for(Kind::Durable)
     }
@@ -163,8 +176,11 @@ impl<W: Write, R: Read> Sink for Stream<W, R> {
     fn end(&mut self) -> Result<()> {
         let totals = self.writer.totals();
         self.put(&Record::End(totals))?;
-        self.wait_for(Kind::Done)
-            .map_err(|e| e.or_hint("the copy may be complete on the other side; do not use both"))
+        // Who refuses it has removed what came, or says what is left.
+        self.wait_for(Kind::Done).map_err(|e| match is_refusal(&e) {
+            true => e,
+            false => e.hint("the copy may be complete on the other side; do not use both"),
+        })
     }
 
     fn abort(&mut self, why: &str) {

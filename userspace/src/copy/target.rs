@@ -17,8 +17,9 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Behind the final name while it is not complete.
-pub const SUFFIX: &str = ".partial";
+/// Behind the final name while it is not complete: nobody else calls a file so, as what a killed
+/// receiver has left is removed.
+pub const SUFFIX: &str = ".ploopctl-partial";
 
 /// A copy that is being made; removed when dropped before [`Target::publish`].
 pub struct Target {
@@ -77,19 +78,24 @@ impl Target {
         } else {
             create(&partial).map_err(failed)?;
         }
+        let file = File::open(&partial).map_err(failed)?;
+        // Another receiver may have come between, and have it.
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Some(lock),
+            Err((_, Errno::EWOULDBLOCK)) => return Err(somebody_elses(&partial)),
+            // A file system without locks.
+            Err(_) => None,
+        };
         // From here on it is removed.
-        let mut target = Self {
+        Ok(Self {
             path: path.to_owned(),
-            partial: partial.clone(),
+            partial,
             is_directory,
             files: Vec::new(),
             descriptor: None,
             is_published: false,
-            _lock: None,
-        };
-        let file = File::open(&target.partial).map_err(failed)?;
-        target._lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
-        Ok(target)
+            _lock: lock,
+        })
     }
 
     /// The next file.
@@ -234,7 +240,15 @@ impl Target {
         }
         self.rename()?;
         self.is_published = true;
-        store::sync_dir(&self.path)
+        let path = self.path.display();
+        store::sync_dir(&self.path).map_err(|e| {
+            let what = format!(
+                "{path} is there, but may be gone if the host crashes now: {}",
+                e.without_hint()
+            );
+            Error::new(e.code(), what)
+                .hint("the sender takes the copy for failed: do not use both disks")
+        })
     }
 
     fn rename(&self) -> Result<()> {
@@ -258,7 +272,7 @@ impl Drop for Target {
     fn drop(&mut self) {
         if !self.is_published {
             let _ = if self.is_directory {
-                fs::remove_dir_all(&self.partial)
+                remove_flat(&self.partial)
             } else {
                 fs::remove_file(&self.partial)
             };
@@ -380,30 +394,55 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a receiver left that was killed.
+fn somebody_elses(partial: &Path) -> Error {
+    let what = format!(
+        "{} exists: somebody is making the same copy",
+        partial.display()
+    );
+    Error::new(Code::InUse, what).hint("wait for it, or choose another name")
+}
+
+/// Removes what a receiver left that was killed: a file, or a directory with nothing but files.
 fn remove_left(partial: &Path) -> Result<()> {
     let Ok(meta) = partial.symlink_metadata() else {
         return Ok(());
     };
     let at = partial.display();
+    let failed = |e| {
+        let error = Error::io(Code::Unlink, format!("cannot remove {at}"), e);
+        error.hint("is it what an earlier copy has left? If so, remove it")
+    };
+    if !meta.is_dir() && !meta.is_file() {
+        return Err(failed(io::ErrorKind::InvalidInput.into()));
+    }
     let open = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(partial);
     let file = open.map_err(|e| Error::io(Code::Open, format!("cannot open {at}"), e))?;
-    let _lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-        Error::new(
-            Code::InUse,
-            format!("{at} exists: somebody is making the same copy"),
-        )
-        .hint("wait for it, or choose another name")
-    })?;
-    let removed = if meta.is_dir() {
-        fs::remove_dir_all(partial)
-    } else {
-        fs::remove_file(partial)
+    let _lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Err((_, Errno::EWOULDBLOCK)) => return Err(somebody_elses(partial)),
+        locked => locked,
     };
-    removed.map_err(|e| Error::io(Code::Unlink, format!("cannot remove {at}"), e))
+    if meta.is_dir() {
+        remove_flat(partial).map_err(failed)
+    } else {
+        fs::remove_file(partial).map_err(failed)
+    }
+}
+
+/// Removes a directory, unless there is another in it.
+fn remove_flat(dir: &Path) -> io::Result<()> {
+    let entries: Vec<_> = fs::read_dir(dir)?.collect::<io::Result<_>>()?;
+    for entry in &entries {
+        if entry.file_type()?.is_dir() {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+    }
+    for entry in &entries {
+        fs::remove_file(entry.path())?;
+    }
+    fs::remove_dir(dir)
 }
 
 fn full(e: Error) -> Error {

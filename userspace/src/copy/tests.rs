@@ -146,12 +146,36 @@ fn what_is_not_the_stream_leaves_nothing() {
 fn what_a_killed_receiver_left_is_replaced() {
     let dir = Dir::new("left");
     let from = dir.image("from", 3);
-    fs::write(dir.at("to.partial"), "half").unwrap();
+    fs::write(dir.at("to.ploopctl-partial"), "half").unwrap();
     take(&stream(&from, false), &dir.at("to")).unwrap();
     assert_eq!(dir.nr(), 2);
-    fs::create_dir(dir.at("again.partial")).unwrap();
+    fs::create_dir(dir.at("again.ploopctl-partial")).unwrap();
+    fs::write(dir.at("again.ploopctl-partial/root.hds"), "half").unwrap();
     take(&stream(&from, false), &dir.at("again")).unwrap();
     assert_eq!(dir.nr(), 3);
+}
+
+/// A download of the same name, or a directory of somebody, was removed without a word.
+#[test]
+fn what_somebody_else_has_there_stays() {
+    let dir = Dir::new("theirs");
+    let from = dir.image("from", 3);
+    fs::write(dir.at("to.partial"), "theirs").unwrap();
+    take(&stream(&from, false), &dir.at("to")).unwrap();
+    assert_eq!(fs::read(dir.at("to.partial")).unwrap(), b"theirs");
+    fs::create_dir_all(dir.at("again.ploopctl-partial/home")).unwrap();
+    fs::write(dir.at("again.ploopctl-partial/file"), "theirs").unwrap();
+    let refused = take(&stream(&from, false), &dir.at("again")).unwrap_err();
+    assert_eq!(refused.code(), Code::Unlink);
+    assert!(dir.at("again.ploopctl-partial/home").exists());
+    assert!(dir.at("again.ploopctl-partial/file").exists());
+    nix::unistd::mkfifo(
+        &dir.at("fifo.ploopctl-partial"),
+        nix::sys::stat::Mode::S_IRWXU,
+    )
+    .unwrap();
+    let refused = take(&stream(&from, false), &dir.at("fifo")).unwrap_err();
+    assert_eq!(refused.code(), Code::Unlink);
 }
 
 #[test]
@@ -183,6 +207,12 @@ fn with_a_way_back_both_sides_know() {
     let (sent, received) = copy(dir.at("to"));
     assert_eq!(received.unwrap_err().code(), Code::Create);
     let said = sent.unwrap_err().to_string();
+    assert!(!said.contains("do not use both"), "{said}");
+    // It may have all, and nothing is heard of it.
+    let lost = Stream::begin(std::io::sink(), Some(std::io::empty()), &source, false)
+        .and_then(|mut sink| send::at_rest(&source, &mut sink, &mut Silent, &OPTIONS));
+    let lost = lost.unwrap_err().to_string();
+    assert!(lost.contains("do not use both"), "{lost}");
     assert!(
         said.contains("gave up") && said.contains("exists already"),
         "{said}"
