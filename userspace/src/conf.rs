@@ -6,7 +6,7 @@
 
 use crate::cli::AttachFormat;
 use crate::error::{Code, Error, Result};
-use crate::output::unescape_mount;
+use crate::mountinfo::unescape;
 use crate::size;
 use ploop_pure::abi::COOKIE_LEN_MAX;
 use std::fs;
@@ -109,7 +109,8 @@ fn parse_line(line: usize, fields: &[&str]) -> std::result::Result<Entry, String
              the first a letter or digit, the end not as of a partition ('-part1')"
         ));
     }
-    let path = unescape_mount(path);
+    let path = unescape(path.as_bytes()).into_os_string().into_string();
+    let path = path.map_err(|_| "a path is Unicode".to_owned())?;
     if !path.starts_with('/') {
         return Err(format!("'{path}' is not an absolute path"));
     }

@@ -8,7 +8,7 @@
 //!               backup (files that hold a disk)
 //!               conf (disks that a host attaches)
 //!               offline (merge, grow, compact, convert image files), progress
-//!               image (bytes of an image file), locks, sysfs (what the kernel says), dev (ioctls)
+//!               image (bytes of an image file), locks, sysfs and mountinfo (what the kernel says), dev (ioctls)
 //!               output, error, signals, size below all
 //! ```
 //!
@@ -30,6 +30,7 @@ pub mod disk;
 pub mod error;
 pub mod image;
 pub mod locks;
+pub mod mountinfo;
 pub mod offline;
 pub mod operate;
 pub mod output;

@@ -3,6 +3,7 @@
 
 use crate::error::{Code, Error, Result};
 use serde::{Serialize, Serializer};
+use std::borrow::Cow;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::{Path, PathBuf};
 
@@ -100,9 +101,26 @@ pub fn path_or_null<S: Serializer>(
         .serialize(to)
 }
 
-/// Tells the user something on standard error; a closed one is not a failure.
+/// Tells the user something on standard error; a closed one is not a failure. Names, and what another
+/// machine says, may be in it: nothing of it steers a terminal.
 pub fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", harmless(text));
+}
+
+/// `text`, with control characters but for the ends of lines as Rust writes them: `\u{1b}`.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmful = |c: char| c.is_control() && c != '\n';
+    if !text.contains(is_harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_harmful(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// `1 cluster`, `2 clusters`.
@@ -111,18 +129,16 @@ pub fn count(n: u64, noun: &str) -> String {
     format!("{n} {noun}{plural}")
 }
 
-/// A path of mountinfo as it is: there a blank is `\\040` and the like.
-pub fn unescape_mount(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn a_terminal_is_not_steered() {
+        assert_eq!(harmless("a: b\n  c"), "a: b\n  c");
+        assert_eq!(harmless("\u{1b}[2Jx\r"), "\\u{1b}[2Jx\\r");
+    }
 
     #[test]
     fn a_file_is_replaced_or_left_as_it_was() {

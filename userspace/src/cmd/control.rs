@@ -5,8 +5,8 @@
 use crate::dev::{Control, Device};
 use crate::error::{Code, Error, Result};
 use crate::locks;
+use crate::mountinfo::{self, Mount};
 use crate::operate::OLDER;
-use crate::output;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
 use nix::unistd::geteuid;
@@ -293,7 +293,8 @@ fn add_error(wanted: Option<u32>, e: Errno) -> Error {
 
 /// Says who uses device `index`, as far as it can be found out; ourselves not counted.
 pub fn users(sysfs: &Sysfs, index: u32) -> Vec<String> {
-    let mut users = settled_users(sysfs, index);
+    // They are named for a message only.
+    let mut users = settled_users(sysfs, index).unwrap_or_default();
     let own = std::process::id();
     for pid in locks::pids().filter(|p| u32::try_from(*p) != Ok(own)) {
         let fds = fs::read_dir(format!("/proc/{pid}/fd"));
@@ -306,11 +307,11 @@ pub fn users(sysfs: &Sysfs, index: u32) -> Vec<String> {
 }
 
 /// Those who stay until somebody sends them away: mount points, swap, devices stacked on it.
-pub fn settled_users(sysfs: &Sysfs, index: u32) -> Vec<String> {
-    let mut users = mounts(index);
+pub fn settled_users(sysfs: &Sysfs, index: u32) -> Result<Vec<String>> {
+    let mut users = mounts(index)?;
     let holders = sysfs.holders(index);
     users.extend(holders.iter().map(|h| format!("held by /dev/{h}")));
-    users
+    Ok(users)
 }
 
 fn is_of_disk(path: &std::path::Path, index: u32) -> bool {
@@ -320,45 +321,43 @@ fn is_of_disk(path: &std::path::Path, index: u32) -> bool {
 }
 
 /// Mount points and swap.
-fn mounts(index: u32) -> Vec<String> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut found: Vec<String> = text
-        .lines()
-        .filter_map(|line| mount_point(line, index))
-        .map(|at| format!("mounted at {at}"))
+fn mounts(index: u32) -> Result<Vec<String>> {
+    let mounts = mountinfo::mounts()?;
+    let mut found: Vec<String> = mounts
+        .iter()
+        .filter(|mount| is_of(mount, index))
+        .map(|mount| format!("mounted at {}", mount.at.display()))
         .collect();
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let swaps = swaps.lines().skip(1).filter_map(|l| l.split(' ').next());
-    let swaps = swaps.filter(|path| is_of_disk(std::path::Path::new(path), index));
-    found.extend(swaps.map(|path| format!("swap space on {path}")));
-    found
+    let swaps = fs::read("/proc/swaps").unwrap_or_default();
+    let swaps = swaps.split(|b| *b == b'\n').skip(1);
+    let swaps = swaps.filter_map(|l| Some(mountinfo::unescape(l.split(|b| *b == b' ').next()?)));
+    let swaps = swaps.filter(|path| is_of_disk(path, index));
+    found.extend(swaps.map(|path| format!("swap space on {}", path.display())));
+    Ok(found)
 }
 
 /// Device N of what is mounted at `path`, by the name of its source: for file systems with numbers
 /// of their own.
 pub fn mounted_at(path: &std::path::Path) -> Option<u32> {
     let path = fs::canonicalize(path).ok()?;
-    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = mountinfo::mounts().ok()?;
     // The last one covers those before it.
-    let line = text.lines().rfind(|line| {
-        let at = line.split(' ').nth(4).unwrap_or_default();
-        std::path::Path::new(&output::unescape_mount(at)) == path
-    })?;
-    let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
-    super::index_by_name(std::path::Path::new(source))
+    let mount = mounts.iter().rfind(|mount| mount.at == path)?;
+    super::index_by_name(&mount.source)
 }
 
-/// The mount point in a line of mountinfo, if it is of device `index` or a partition of it, by
-/// number or, for file systems with numbers of their own, by the name of the source.
-fn mount_point(line: &str, index: u32) -> Option<String> {
-    let (left, right) = line.split_once(" - ")?;
-    let left: Vec<&str> = left.split(' ').collect();
-    let (major, minor) = left.get(2)?.split_once(':')?;
-    let rdev = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
-    let by_number = crate::dev::disk_of(rdev) == Some(index);
-    let source = std::path::Path::new(right.split(' ').nth(1)?);
-    let by_name = source.is_absolute() && super::index_by_name(source) == Some(index);
-    (by_number || by_name).then(|| output::unescape_mount(left.get(4).unwrap_or(&"")))
+/// Whether a mount is of device `index` or a partition of it, by number or, for file systems with
+/// numbers of their own, by the name of the source.
+fn is_of(mount: &Mount, index: u32) -> bool {
+    let by_name = mount.source.is_absolute() && super::index_by_name(&mount.source) == Some(index);
+    let number = mount.number.split_once(':');
+    let rdev = number.and_then(|(major, minor)| {
+        Some(nix::sys::stat::makedev(
+            major.parse().ok()?,
+            minor.parse().ok()?,
+        ))
+    });
+    by_name || rdev.is_some_and(|rdev| crate::dev::disk_of(rdev) == Some(index))
 }
 
 #[cfg(test)]
@@ -367,12 +366,20 @@ mod tests {
 
     #[test]
     fn mounts_are_found_by_number_and_name() {
-        let ext4 = "36 35 182:33 / /mnt/a\\040b rw,noatime - ext4 /dev/x rw";
-        assert_eq!(mount_point(ext4, 2).as_deref(), Some("/mnt/a b"));
-        assert_eq!(mount_point(ext4, 3), None);
-        let btrfs = "36 35 0:50 / /mnt rw shared:1 - btrfs /dev/ploop2p1 rw";
-        assert_eq!(mount_point(btrfs, 2).as_deref(), Some("/mnt"));
-        assert_eq!(mount_point("nonsense", 2), None);
+        let of = |number: &str, source: &str, index| {
+            let mount = Mount {
+                number: number.to_owned(),
+                at: "/mnt".into(),
+                source: source.into(),
+            };
+            is_of(&mount, index)
+        };
+        assert!(of("182:33", "/dev/x", 2));
+        assert!(!of("182:33", "/dev/x", 3));
+        // btrfs
+        assert!(of("0:50", "/dev/ploop2p1", 2));
+        assert!(!of("0:50", "ploop2p1", 2));
+        assert!(!of("nonsense", "", 2));
     }
 
     #[test]

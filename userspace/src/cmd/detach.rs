@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::locks::Turn;
 use crate::operate;
 use crate::output;
+use crate::signals::Quiet;
 use crate::sysfs::{Device, Sysfs};
 use nix::errno::Errno;
 use std::path::Path;
@@ -24,10 +25,12 @@ pub fn run(args: &DetachArgs) -> Result<()> {
     if args.force {
         let device = attached::device(&args.target)?;
         // Nothing is lost for a detach that cannot be.
-        let users = control::settled_users(&sysfs, device.index);
+        let users = control::settled_users(&sysfs, device.index)?;
         if !users.is_empty() {
             return Err(in_use(&device, &users));
         }
+        // Ended in between, it would leave a device whose writes fail.
+        let _quiet = Quiet::begin();
         return Forced::begin(&sysfs, &device)?.restore_after(orderly(&sysfs, args));
     }
     orderly(&sysfs, args)
@@ -145,7 +148,13 @@ fn of_disk(path: &Path, args: &DetachArgs) -> Result<()> {
 fn from_disk(sysfs: &Sysfs, mut disk: Opened, device: &Device) -> Result<()> {
     device_cleanly(sysfs, device)?;
     if disk.users(&Live::default())?.writers.is_empty() {
-        disk.record_lower()?;
+        if let Err(e) = disk.record_lower() {
+            // It is detached all the same.
+            output::note(&format!(
+                "note: {} is detached; {e}",
+                device.device.display()
+            ));
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 use crate::dev;
 use crate::error::{Code, Error, Result};
+use crate::mountinfo::{self, Mount};
 use crate::output;
 use crate::sysfs::Sysfs;
 use nix::errno::Errno;
@@ -81,11 +82,10 @@ pub fn mounted(devices: &[(String, String)]) -> Result<Vec<(PathBuf, File)>> {
     if devices.is_empty() {
         return Ok(Vec::new());
     }
-    let info = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|e| Error::io(Code::System, "cannot read /proc/self/mountinfo", e))?;
+    let mounts = mountinfo::mounts()?;
     let mut mounted: Vec<(String, PathBuf, File)> = Vec::new();
     let mut covered = None;
-    for (number, at) in mount_points(&info, devices) {
+    for (number, at) in mount_points(mounts, devices) {
         if mounted.iter().any(|(n, ..)| *n == number) {
             continue;
         }
@@ -131,29 +131,17 @@ impl Drop for Frozen {
     }
 }
 
-/// Where the file systems on `devices` (name and `MAJOR:MINOR`) are mounted, with their numbers.
-fn mount_points(mountinfo: &str, devices: &[(String, String)]) -> Vec<(String, PathBuf)> {
-    let mut found = Vec::new();
-    for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else {
-            continue;
-        };
-        let left: Vec<&str> = left.split(' ').collect();
-        let (Some(number), Some(at)) = (left.get(2), left.get(4)) else {
-            continue;
-        };
-        let source = right.split(' ').nth(1).unwrap_or_default();
-        let source = fs::canonicalize(source).unwrap_or_default();
+/// Where of `mounts` the file systems on `devices` (name and `MAJOR:MINOR`) are, with their numbers.
+fn mount_points(mounts: Vec<Mount>, devices: &[(String, String)]) -> Vec<(String, PathBuf)> {
+    let is_on = |mount: &Mount| {
+        let source = fs::canonicalize(&mount.source).unwrap_or_default();
         // btrfs has numbers of its own.
-        let is_on = |(name, dev): &(String, String)| {
-            dev == number || source == Path::new("/dev").join(name)
-        };
-        if devices.iter().any(is_on) {
-            let at = PathBuf::from(output::unescape_mount(at));
-            found.push(((*number).to_owned(), at));
-        }
-    }
-    found
+        devices
+            .iter()
+            .any(|(name, number)| *number == mount.number || source == Path::new("/dev").join(name))
+    };
+    let found = mounts.into_iter().filter(is_on);
+    found.map(|mount| (mount.number, mount.at)).collect()
 }
 
 #[cfg(test)]
@@ -168,7 +156,8 @@ mod tests {
         let devices = [("dm-3".to_owned(), "254:3".to_owned())];
         let number = "254:3".to_owned();
         let want = ["/mnt/a b", "/srv"].map(|at| (number.clone(), PathBuf::from(at)));
-        assert_eq!(mount_points(info, &devices), want);
-        assert!(mount_points(info, &[]).is_empty());
+        let mounts = mountinfo::parse(info.as_bytes());
+        assert_eq!(mount_points(mounts.clone(), &devices), want);
+        assert!(mount_points(mounts, &[]).is_empty());
     }
 }
