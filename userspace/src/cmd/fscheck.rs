@@ -10,21 +10,28 @@ use crate::disk::outside::Freeze;
 use crate::disk::{Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::output;
+use crate::signals::{for_child, Requests};
 use crate::sysfs::Sysfs;
 use std::os::fd::AsFd;
 use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
 
-/// Runs the command.
+/// How often it is looked whether a checker has ended, or the user wants an end.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs the command. What ends it early leaves neither the device nor the snapshot.
 pub fn run(args: &FscheckArgs) -> Result<()> {
+    let mut requests = Requests::begin();
     let live = Live::default();
     let mut disk = disk::open(&args.disk.disk, &live, Work::Long, &args.disk.wait)?;
     if disk.users(&live)?.writers.is_empty() {
-        return look(&disk, None);
+        return look(&disk, None, &mut requests);
     }
     let uuid = disk.snapshot(&live, None, Freeze::Yes)?;
     let looked = disk
         .mark_temporary(uuid)
-        .and_then(|()| look(&disk, Some(uuid)));
+        .and_then(|()| look(&disk, Some(uuid), &mut requests));
     let removed = disk.delete(&live, uuid);
     match (looked, removed) {
         (looked, Ok(_)) => looked,
@@ -36,7 +43,7 @@ pub fn run(args: &FscheckArgs) -> Result<()> {
     }
 }
 
-fn look(disk: &Opened, snapshot: Option<Guid>) -> Result<()> {
+fn look(disk: &Opened, snapshot: Option<Guid>, requests: &mut Requests) -> Result<()> {
     let asked = AttachArgs {
         read_only: true,
         force: true,
@@ -44,7 +51,7 @@ fn look(disk: &Opened, snapshot: Option<Guid>) -> Result<()> {
     };
     let guid = snapshot.unwrap_or(disk.descriptor().disk().top);
     let attached = attach::images(&attach::args_of_delta(disk, guid, &asked)?)?;
-    let verdict = check_all(disk, attached.index);
+    let verdict = check_all(disk, attached.index, requests);
     let sysfs = Sysfs::default();
     if let Some(device) = sysfs.device(attached.index)? {
         detach::device_cleanly(&sysfs, &device)?;
@@ -52,7 +59,7 @@ fn look(disk: &Opened, snapshot: Option<Guid>) -> Result<()> {
     verdict
 }
 
-fn check_all(disk: &Opened, index: u32) -> Result<()> {
+fn check_all(disk: &Opened, index: u32, requests: &mut Requests) -> Result<()> {
     let found = file_systems(index);
     if found.is_empty() {
         let what = format!("there is no file system on {}", disk.path().display());
@@ -60,7 +67,7 @@ fn check_all(disk: &Opened, index: u32) -> Result<()> {
     }
     let mut nr_bad = 0;
     for fs in &found {
-        let is_sound = check(fs)?;
+        let is_sound = check(fs, requests)?;
         let verdict = if is_sound { "sound" } else { "damaged" };
         output::text(&format!("{} ({}): {verdict}\n", part_name(fs), fs.kind))?;
         nr_bad += u64::from(!is_sound);
@@ -79,6 +86,10 @@ fn check_all(disk: &Opened, index: u32) -> Result<()> {
         .hint("unmount it, and let fsck of that file system mend it"))
 }
 
+fn ended_early() -> Error {
+    Error::new(Code::Aborted, "the check was ended early, as asked")
+}
+
 /// `disk` or `partition 1`.
 fn part_name(fs: &FileSystem) -> String {
     let node = fs.node.to_string_lossy();
@@ -92,7 +103,7 @@ fn part_name(fs: &FileSystem) -> String {
 
 /// Whether a checker that changes nothing finds it sound. What the checker says goes to standard
 /// error.
-fn check(fs: &FileSystem) -> Result<bool> {
+fn check(fs: &FileSystem, requests: &mut Requests) -> Result<bool> {
     let (name, options): (String, &[&str]) = match fs.kind.as_str() {
         "ext2" | "ext3" | "ext4" => ("e2fsck".into(), &["-f", "-n"]),
         "xfs" => ("xfs_repair".into(), &["-n"]),
@@ -110,12 +121,27 @@ fn check(fs: &FileSystem) -> Result<bool> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(failed)?;
-    let status = program(&name)
-        .args(options)
-        .arg(&fs.node)
-        .stdout(Stdio::from(own))
-        .status()
-        .map_err(failed)?;
+    let mut checker = program(&name);
+    let checker = checker.args(options).arg(&fs.node).stdout(Stdio::from(own));
+    if requests.is_end_asked() {
+        return Err(ended_early());
+    }
+    let mut child = for_child(|| checker.spawn()).map_err(failed)?;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            break status;
+        }
+        if requests.is_end_asked() {
+            // It changes nothing. One that has ended by itself is none to be killed.
+            let _ = child.kill();
+            child.wait().map_err(failed)?;
+            return Err(ended_early());
+        }
+        sleep(PAUSE);
+    };
+    if requests.is_end_asked() {
+        return Err(ended_early());
+    }
     match status.code() {
         Some(0) => Ok(true),
         // fsck: from 8 up it could not do its work.

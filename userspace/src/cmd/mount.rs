@@ -7,6 +7,7 @@ use crate::dev;
 use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
 use crate::output;
+use crate::signals::{for_child, Requests};
 use crate::sysfs::{Device, Sysfs};
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -35,6 +36,8 @@ pub fn mount(args: &SnapshotMountArgs) -> Result<()> {
         let what = format!("{} is not a directory", args.at.display());
         return Err(Error::new(Code::Param, what));
     }
+    // What ends it early leaves no device.
+    let mut requests = Requests::begin();
     let live = Live::default();
     let disk = disk::open(&args.disk, &live, Work::Short, &args.wait)?;
     let asked = AttachArgs {
@@ -45,7 +48,7 @@ pub fn mount(args: &SnapshotMountArgs) -> Result<()> {
         ..AttachArgs::default()
     };
     let attached = attach::images(&attach::args_of(&disk, &asked)?)?;
-    let mounted = mount_device(args, attached.index);
+    let mounted = mount_device(args, attached.index, &mut requests);
     if mounted.is_err() {
         let sysfs = Sysfs::default();
         if let Some(device) = sysfs.device(attached.index)? {
@@ -55,7 +58,7 @@ pub fn mount(args: &SnapshotMountArgs) -> Result<()> {
     output::text(&format!("{}\n", mounted?.display()))
 }
 
-fn mount_device(args: &SnapshotMountArgs, index: u32) -> Result<PathBuf> {
+fn mount_device(args: &SnapshotMountArgs, index: u32, requests: &mut Requests) -> Result<PathBuf> {
     let mut found = file_systems(index);
     if let Some(nr) = args.partition {
         let wanted = PathBuf::from(format!("/dev/ploop{index}p{nr}"));
@@ -84,7 +87,14 @@ fn mount_device(args: &SnapshotMountArgs, index: u32) -> Result<PathBuf> {
             .map_or(String::new(), |o| format!(",{o}"));
         format!("{needed}{more}{own}")
     };
-    let try_with = |options: &str| {
+    let failed = |e| Error::io(Code::Mount, "cannot run mount", e);
+    let mut try_with = |options: &str| {
+        if requests.is_end_asked() {
+            return Err(Error::new(
+                Code::Aborted,
+                "ended early, as asked; nothing is mounted",
+            ));
+        }
         let arguments = [
             OsStr::new("-t"),
             OsStr::new(&chosen.kind),
@@ -93,19 +103,19 @@ fn mount_device(args: &SnapshotMountArgs, index: u32) -> Result<PathBuf> {
             chosen.node.as_os_str(),
             args.at.as_os_str(),
         ];
-        program("mount").args(arguments).output()
+        let mut mount = program("mount");
+        let mount = mount
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let child = for_child(|| mount.spawn()).map_err(failed)?;
+        child.wait_with_output().map_err(failed)
     };
-    let failed = |e| Error::io(Code::Mount, "cannot run mount", e);
-    let first = try_with(&options("")).map_err(failed)?;
+    let first = try_with(&options(""))?;
     if first.status.success() {
         return Ok(chosen.node);
     }
-    if !without_journal.is_empty()
-        && try_with(&options(without_journal))
-            .map_err(failed)?
-            .status
-            .success()
-    {
+    if !without_journal.is_empty() && try_with(&options(without_journal))?.status.success() {
         output::note(
             "note: the snapshot was made without freezing its file system: what its journal holds is missing",
         );

@@ -34,9 +34,11 @@ impl Opened {
         let of_both =
             |d: &&Device| d.delta_of(&lower.path).is_some() || d.delta_of(&upper.path).is_some();
         if let Some(device) = users.readers.iter().find(of_both) {
-            return Err(super::in_use(&lower.path, device).hint(
-                "a snapshot that is mounted or attached read-only cannot change: unmount it first",
-            ));
+            let node = device.device.display();
+            return Err(super::in_use(&lower.path, device).hint(format!(
+                "a snapshot that is mounted or attached read-only cannot change: unmount it first, or \
+                 detach it by 'ploopctl detach {node}'"
+            )));
         }
         if let Some(device) = self.top_writer(&users)? {
             must_have_neither_or_both(&device, &lower.path, &upper.path)?;
