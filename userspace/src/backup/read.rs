@@ -12,7 +12,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-const BUFFER_BYTES: usize = 1 << 20;
+/// For heads of records; what is larger is read past it. Many backups may be open.
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// A part of the disk that a backup has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
