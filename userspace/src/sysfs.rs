@@ -120,9 +120,13 @@ impl Delta {
     }
 
     fn is_reachable(&self) -> bool {
-        // Of a block device there is an inode in every /dev.
-        fs::metadata(&self.image)
-            .is_ok_and(|m| m.ino() == self.ino || m.file_type().is_block_device())
+        fs::metadata(&self.image).is_ok_and(|m| {
+            // stat has other numbers than the kernel for some file systems (btrfs): without a device.
+            let is_there = m.ino() == self.ino
+                && (device_of(&m) == self.dev || device_of(&m).0 == 0 || self.dev.0 == 0);
+            // Of a block device there is an inode in every /dev.
+            is_there || m.file_type().is_block_device()
+        })
     }
 
     fn is_image(&self, path: &Path) -> bool {
@@ -132,9 +136,7 @@ impl Delta {
             let image = image.strip_suffix(DELETED).unwrap_or(&image);
             return absolute(path).is_some_and(|p| p == Path::new(image));
         };
-        let (major, minor) = (nix::sys::stat::major, nix::sys::stat::minor);
-        let dev = (major(meta.dev()), minor(meta.dev()));
-        if meta.ino() == self.ino && dev == self.dev {
+        if meta.ino() == self.ino && device_of(&meta) == self.dev {
             return true;
         }
         // stat and the kernel name some file systems' devices differently (btrfs), and a block
@@ -145,6 +147,12 @@ impl Delta {
             same_file || (both_block && m.rdev() == meta.rdev())
         })
     }
+}
+
+/// The number of the device that a file is on.
+fn device_of(meta: &fs::Metadata) -> (u64, u64) {
+    let dev = meta.dev();
+    (nix::sys::stat::major(dev), nix::sys::stat::minor(dev))
 }
 
 /// The inode number by which [`Delta::is_image`] knows the file `path`; `None` if it goes by something

@@ -27,7 +27,8 @@ const LIVE_TRIES: u32 = 5;
 struct Answer {
     #[serde(serialize_with = "output::path")]
     image: PathBuf,
-    /// `clean`, `damaged`, `invalid` or `repaired`.
+    /// `clean`, `damaged`, `invalid` or `repaired`; of a disk also `missing`, or `raw`, in which nothing
+    /// can be checked.
     result: &'static str,
     live: bool,
     problems: Vec<ProblemRow>,
@@ -36,6 +37,21 @@ struct Answer {
     counts: Option<Counts>,
     /// What `--repair` does, or did.
     plan: Vec<String>,
+}
+
+impl Answer {
+    /// Without anything but the result.
+    fn plain(image: PathBuf, result: &'static str) -> Self {
+        Self {
+            image,
+            result,
+            live: false,
+            problems: Vec::new(),
+            problems_omitted: 0,
+            counts: None,
+            plan: Vec::new(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -133,13 +149,14 @@ fn disk(job: &Job, path: &Path, args: &CheckArgs) -> Result<()> {
     let outside = Live::default();
     let mut opened = super::disk::open(path, &outside, Work::Long, &args.wait)?;
     let users = opened.users(&outside)?;
-    if let Some(device) = users.all().next() {
-        let single = Job {
-            repair: job.repair,
-            json: job.json,
-            collected: None,
-        };
-        return live(&single, device);
+    // Who only reads keeps nobody from looking.
+    let device = match job.repair {
+        true => users.all().next(),
+        false => users.writers.first(),
+    };
+    if let Some(device) = device {
+        let verdict = live(job, device);
+        return tell_all(job, path).and(verdict);
     }
     let top = opened.descriptor().disk().top;
     opened.members(top, true)?;
@@ -151,26 +168,44 @@ fn disk(job: &Job, path: &Path, args: &CheckArgs) -> Result<()> {
         }
         verdict = verdict.and(one);
     }
-    if let Some(all) = &job.collected {
-        output::json(&DiskAnswer {
-            descriptor: path,
-            images: all.take(),
-        })?;
-    }
+    tell_all(job, path)?;
     verdict
+}
+
+/// Gives the answers on the images of a disk together, if there are any.
+fn tell_all(job: &Job, path: &Path) -> Result<()> {
+    let images = job.collected.as_ref().map(RefCell::take);
+    match images.filter(|images| !images.is_empty()) {
+        Some(images) => output::json(&DiskAnswer {
+            descriptor: path,
+            images,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// One that is missing is damage, too, if only to the snapshots that build on it.
 fn one_of_disk(job: &Job, disk: &mut Opened, guid: Guid) -> Result<()> {
-    let member = disk.member(guid).map_err(|e| {
-        e.hint(format!(
-            "restore it from a backup, or drop what builds on it: 'ploopctl snapshot delete --uuid {guid}'"
-        ))
-    })?;
+    let member = match disk.member(guid) {
+        Ok(member) => member,
+        Err(e) => {
+            let file = super::disk::file(disk.path(), disk.descriptor().image(guid));
+            if job.json {
+                let is_there = file.symlink_metadata().is_ok();
+                job.answer(Answer::plain(
+                    file,
+                    if is_there { "invalid" } else { "missing" },
+                ))?;
+            }
+            return Err(e.hint(format!(
+                "restore it from a backup, or drop what builds on it: 'ploopctl snapshot delete --uuid {guid}'"
+            )));
+        }
+    };
     let at = member.path.display();
     if member.header.is_none() {
         return match job.json {
-            true => Ok(()),
+            true => job.answer(Answer::plain(member.path, "raw")),
             false => output::text(&format!("{at}: raw, nothing to check\n")),
         };
     }
@@ -286,13 +321,8 @@ enum Mode {
 fn invalid(job: &Job, image: &Image, problem: Problem) -> Result<()> {
     if job.json {
         job.answer(Answer {
-            image: image.path().to_owned(),
-            result: "invalid",
-            live: false,
             problems: vec![row(problem)],
-            problems_omitted: 0,
-            counts: None,
-            plan: Vec::new(),
+            ..Answer::plain(image.path().to_owned(), "invalid")
         })?;
     }
     let error = image.not_an_image(problem);
