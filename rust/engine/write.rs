@@ -145,6 +145,12 @@ impl<D: Disk> Engine<D> {
                 }
                 Action::Publish { at } => {
                     self.unlock_cluster(cluster, Change::Map(at));
+                    if rq.op() == Op::Write {
+                        // Noted when its data was there, but the disk has it from here on: who has begun to
+                        // note since then, and read the disk already, has to know.
+                        let (pos, len) = (rq.pos(), rq.len() as u64);
+                        self.shared.tracks.disk_written(&(pos..pos + len));
+                    }
                     Event::Ok
                 }
                 Action::Commit => return self.join_commit(rq),
