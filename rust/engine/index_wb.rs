@@ -31,9 +31,9 @@ use ploop_pure::{
 /// Milliseconds after which an entry is written even if nobody asks.
 pub(crate) const COMMIT_DELAY_MS: u32 = 5000;
 
-/// Most pages that room is made for: as many as 64 processors can make dirty at once. What is dirty
-/// longer than that is committed away.
-const ROOM_MAX: usize = 8192;
+/// Most pages that room is made for at first: as many as 64 processors can make dirty at once. What is
+/// dirty longer than that is committed away; where more becomes dirty meanwhile, the room doubles.
+const ROOM_FIRST: usize = 8192;
 
 /// Copies of index pages: of a batch, or of all that are dirty when an engine ends.
 pub(super) struct Copies {
@@ -57,7 +57,7 @@ impl Copies {
     }
 
     /// For how many pages.
-    fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         self.index.len()
     }
 }
@@ -159,13 +159,14 @@ impl<D: Disk> Engine<D> {
         result
     }
 
-    /// How many dirty index pages there is no room for, with those that may become dirty meanwhile;
-    /// `None` if [`Self::copy_last`] can take all there are. What cannot be told now is none.
-    pub(super) fn lacks_room(&self) -> Option<usize> {
-        let room = self.commit.try_lock()?.room();
+    /// For how many pages there has to be room, of which there is `room`, with those that may become
+    /// dirty meanwhile; `None` if [`Self::copy_last`] can take all there are.
+    pub(super) fn lacks_room(&self, room: usize) -> Option<usize> {
         let slow = self.slow.lock();
         let nr = slow.dirty.nr_dirty();
-        let most = ROOM_MAX.min(slow.dirty.nr_pages() as usize);
+        let most = ROOM_FIRST
+            .max(room.saturating_mul(2))
+            .min(slow.dirty.nr_pages() as usize);
         (nr > room).then_some((nr * 2).min(most))
     }
 

@@ -96,16 +96,17 @@ impl<D: Disk> Engine<D> {
     /// none of them running, no commit under way, and room for what is left for the last one. With the
     /// queue frozen.
     pub(crate) fn try_rest(&self) -> bool {
-        let lacking = self.lacks_room();
-        self.rest.lacking.store(lacking.unwrap_or(0), Relaxed);
-        // A poisoned image has no last commit.
-        if lacking.is_some() && !self.is_poisoned() {
-            return false;
-        }
-        // Nobody waits for it now.
-        let Some(_commit) = self.commit.try_lock() else {
+        self.rest.lacking.store(0, Relaxed);
+        // Nobody waits for it now, and none begins until this is decided.
+        let Some(copies) = self.commit.try_lock() else {
             return false;
         };
+        let lacking = self.lacks_room(copies.room());
+        // A poisoned image has no last commit.
+        if let Some(nr) = lacking.filter(|_| !self.is_poisoned()) {
+            self.rest.lacking.store(nr, Relaxed);
+            return false;
+        }
         let stopped = self.rest.running.cmpxchg(0, STOPPED, Full);
         matches!(stopped, Ok(_) | Err(STOPPED))
     }
