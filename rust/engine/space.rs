@@ -32,6 +32,14 @@ const RUNS_MAX: usize = 64;
 /// Slots of such a run.
 const RUN_SLOTS_MAX: u32 = 1 << 18;
 
+/// What came of cleaning.
+struct Cleaned {
+    /// Slots that were looked at.
+    nr: u32,
+    /// Some could not be cleaned for want of space or memory, and will be later.
+    is_stuck: bool,
+}
+
 impl<D: Disk> Engine<D> {
     /// Takes a slot for `rq`. `None` if `rq` now waits for the file to grow: its handler is called
     /// again when it has, or when it cannot.
@@ -182,9 +190,9 @@ impl<D: Disk> Engine<D> {
     }
 
     fn make_space(self: &Arc<Self>) {
-        let made = match self.is_poisoned() {
-            true => Err(EIO),
-            false => noio(|| self.make_space_now()),
+        let (is_stuck, made) = match self.is_poisoned() {
+            true => (false, Err(EIO)),
+            false => noio(|| self.look_for_space()),
         };
         let may_wait = !self.shared.fails_when_full();
         let has_freed = self.slow.lock().alloc.has_freed() && !self.is_poisoned();
@@ -205,7 +213,7 @@ impl<D: Disk> Engine<D> {
                 wake(parked);
             }
             // What came back may be enough.
-            Err(e) if is_no_space(e) && may_wait && has_freed => {}
+            Err(e) if is_no_space(e) && may_wait && has_freed && !is_stuck => {}
             Err(e) if is_no_space(e) && may_wait => {
                 let has_parked = {
                     let mut slow = self.slow.lock();
@@ -231,8 +239,10 @@ impl<D: Disk> Engine<D> {
                 wake_failed(parked, e);
             }
         }
-        if has_freed {
-            self.make_space_soon();
+        match (has_freed, is_stuck) {
+            (true, false) => self.make_space_soon(),
+            (true, true) => self.make_space_later(),
+            (false, _) => {}
         }
         // Last: it may wait for memory, and nobody has to wait for that.
         noio(|| self.chain.refill());
@@ -245,9 +255,16 @@ impl<D: Disk> Engine<D> {
 
     /// Makes space, as far as there is need: not all that came back is cleaned.
     pub(super) fn make_space_now(&self) -> Result {
-        self.commit_releases()?;
-        self.clean_some()?;
-        self.grow()
+        self.look_for_space().1
+    }
+
+    /// The same, and whether some of what came back could not be cleaned now.
+    fn look_for_space(&self) -> (bool, Result) {
+        let cleaned = self.commit_releases().and_then(|()| self.clean_some());
+        match cleaned {
+            Ok(cleaned) => (cleaned.is_stuck, self.grow()),
+            Err(e) => (false, Err(e)),
+        }
     }
 
     /// Ends the waiting for space of all who do: they fail, unless there is space now.
@@ -277,24 +294,34 @@ impl<D: Disk> Engine<D> {
         noio(|| self.clean_freed())
     }
 
-    /// Makes all slots that came back read as zeros, durably, so that they can be used again
+    /// Makes all slots that have come back read as zeros, durably, so that they can be used again
     /// (ordering rule 4), and gives their space back to the file system. What cannot be cleaned is
-    /// left until the image is opened anew.
+    /// left, for good until the image is opened anew.
     pub(super) fn clean_freed(&self) -> Result {
-        while self.slow.lock().alloc.has_freed() {
-            self.clean_some()?;
+        // Others may come back all the time.
+        let mut left = self.slow.lock().alloc.nr_freed();
+        while left > 0 && self.slow.lock().alloc.has_freed() {
+            let cleaned = self.clean_some()?;
+            if cleaned.is_stuck {
+                break;
+            }
+            left = left.saturating_sub(cleaned.nr);
         }
         Ok(())
     }
 
     /// The same for some of them.
-    fn clean_some(&self) -> Result {
+    fn clean_some(&self) -> Result<Cleaned> {
         if self.is_poisoned() {
             return Err(EIO);
         }
         let top = self.chain.top().ok_or(EIO)?;
         let size = self.chain.cluster();
         let mut runs: [Option<Range<u32>>; RUNS_MAX] = [const { None }; RUNS_MAX];
+        let mut cleaned = Cleaned {
+            nr: 0,
+            is_stuck: false,
+        };
         for place in &mut runs {
             let Some(run) = self.slow.lock().alloc.next_freed(RUN_SLOTS_MAX) else {
                 break;
@@ -303,13 +330,20 @@ impl<D: Disk> Engine<D> {
             let range = bytes(run.start)..bytes(run.end);
             let punched = top.io().punch(range.clone());
             self.shared.tracks.image_written(&range);
+            cleaned.nr += run.end - run.start;
             match punched {
                 Ok(()) => *place = Some(run),
+                // It may have space or memory before long.
+                Err(e) if is_no_space(e) || e == ENOMEM => {
+                    self.slow.lock().alloc.not_cleaned(run);
+                    cleaned.is_stuck = true;
+                    break;
+                }
                 Err(_) => self.slow.lock().alloc.lost(run),
             }
         }
         if runs.iter().all(Option::is_none) {
-            return Ok(());
+            return Ok(cleaned);
         }
         // What a sync reports may be about other writes, and it reports it once.
         let synced = top.io().sync().inspect_err(|e| self.poison(*e));
@@ -320,7 +354,7 @@ impl<D: Disk> Engine<D> {
                 Err(_) => slow.alloc.lost(run),
             }
         }
-        synced
+        synced.map(|()| cleaned)
     }
 
     /// Grows the file by a step if slots are low, or by one cluster if there is no space for more.

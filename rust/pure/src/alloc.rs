@@ -154,6 +154,11 @@ impl Alloc {
         }
     }
 
+    /// How many slots wait to be made zero.
+    pub fn nr_freed(&self) -> u32 {
+        self.freed.len()
+    }
+
     /// Whether slots wait to be made zero.
     pub fn has_freed(&self) -> bool {
         !self.freed.is_empty()
@@ -195,6 +200,12 @@ impl Alloc {
         let run = self.freed.pop_run(max)?;
         self.nr_cleaning += run.end - run.start;
         Some(run)
+    }
+
+    /// Slots of [`Self::next_freed`] could not be cleaned now, but may be later.
+    pub fn not_cleaned(&mut self, run: Range<u32>) {
+        self.nr_cleaning = self.nr_cleaning.saturating_sub(run.end - run.start);
+        self.freed.insert_all(run.start.max(self.floor.0)..run.end);
     }
 
     /// Slots of [`Self::next_freed`] read as zeros, durably.
@@ -446,6 +457,9 @@ mod tests {
         assert!(!a.is_waiting());
         let run = a.next_freed(9).unwrap();
         assert_eq!((a.take(), a.is_waiting()), (Take::NeedSpace, true));
+        a.not_cleaned(run);
+        assert_eq!((a.nr_freed(), a.take()), (1, Take::NeedSpace));
+        let run = a.next_freed(9).unwrap();
         a.cleaned(run);
         assert!(!a.is_waiting() && a.has_slot());
         // One that can grow need not wait.

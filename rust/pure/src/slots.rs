@@ -188,20 +188,27 @@ impl SlotSet {
         let end = u32::try_from(self.bound()).map_or(range.end, |b| range.end.min(b));
         for (at, wanted) in words(range.start..end) {
             let theirs = others.words.get(at).copied().unwrap_or(0);
-            if let Some(word) = self.words.get_mut(at) {
-                let new = wanted & !theirs & !*word;
-                if new != 0 {
-                    *word |= new;
-                    if self.nr == 0 {
-                        self.low = at;
-                        self.high = at;
-                    }
-                    self.nr += new.count_ones();
-                    self.low = self.low.min(at);
-                    self.high = self.high.max(at + 1);
-                }
-            }
+            self.add(at, wanted & !theirs);
         }
+    }
+
+    /// Puts the slots of `bits` of a word in.
+    fn add(&mut self, at: usize, bits: u64) {
+        let Some(word) = self.words.get_mut(at) else {
+            return;
+        };
+        let new = bits & !*word;
+        if new == 0 {
+            return;
+        }
+        *word |= new;
+        if self.nr == 0 {
+            self.low = at;
+            self.high = at;
+        }
+        self.nr += new.count_ones();
+        self.low = self.low.min(at);
+        self.high = self.high.max(at + 1);
     }
 
     /// Bytes of its memory.
@@ -211,9 +218,16 @@ impl SlotSet {
 
     /// Moves all slots of `other` in here. The bound of `other` is not higher.
     pub fn absorb(&mut self, other: &mut Self) {
-        while let Some(slot) = other.pop_lowest(ImageCluster(0)) {
-            self.insert(slot);
+        if other.nr == 0 {
+            return;
         }
+        for at in other.low..other.high {
+            if let Some(word) = other.words.get_mut(at) {
+                let bits = core::mem::take(word);
+                self.add(at, bits);
+            }
+        }
+        other.nr = 0;
     }
 }
 
