@@ -148,11 +148,18 @@ impl Steps<'_> {
                     .delta
                     .mark(this.index)
                     .and_then(|()| Parts::prepare_file(&self.new.chain, &self.used, this.index)),
-                Action::CommitOld => self.old.commit(),
+                // What came back is cleaned with requests running: FinishOld has to clean the rest,
+                // and flushes wait for that.
+                Action::CommitOld => self.old.commit().and_then(|()| self.old.clean()),
                 Action::Switch => {
                     // Until this is let go, no commit of the new top begins.
                     gate = Some(self.new.gate.close());
-                    self.switch(control).map(|u| unfinished = Some(u))
+                    let switched = self.switch(control).map(|u| unfinished = Some(u));
+                    if switched.is_ok() {
+                        // Its file grows from now on, or first writes would wait for the old one, too.
+                        self.new.begin();
+                    }
+                    switched
                 }
                 Action::FinishOld => unfinished
                     .take()
