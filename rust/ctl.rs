@@ -235,17 +235,16 @@ fn device_ioctl(device: &Device, disk: DiskRef<'_, Device>, call: Call) -> Resul
                 sectors: 0,
                 rate: 0,
             };
-            run_op(device, disk, Op::Merge, || Ok(wanted))?;
+            run_op(device, disk, wanted)?;
         }
         abi::GROW => {
-            run_op(device, disk, Op::Grow, || {
-                Ok(Wanted {
-                    op: Op::Grow,
-                    level: 0,
-                    sectors: decode::grow(call.arg, device.cluster_sectors()?)?,
-                    rate: 0,
-                })
-            })?;
+            let wanted = Wanted {
+                op: Op::Grow,
+                level: 0,
+                sectors: decode::grow(call.arg, device.cluster_sectors()?)?,
+                rate: 0,
+            };
+            run_op(device, disk, wanted)?;
         }
         abi::REPLACE_DELTA => {
             let ctl = decode::ctl(call.arg)?;
@@ -372,20 +371,12 @@ fn checkpoint_ioctl(device: &Device, call: Call) -> Result {
     }
 }
 
-/// Starts a long operation, unless the same runs already, and waits for its end, as OpenVZ's calls
-/// do. EINTR if a signal comes first; it goes on then, and the same call waits again.
-fn run_op(
-    device: &Device,
-    disk: DiskRef<'_, Device>,
-    op: Op,
-    wanted: impl FnOnce() -> Result<Wanted>,
-) -> Result {
-    if device.ops().running() != Some(op) {
-        Device::start_op(disk, wanted()?)?;
-    }
-    device.ops().wait()?;
-    match device.ops().status().result {
-        0 => Ok(()),
-        e => Err(Error::from_errno(e)),
-    }
+/// Starts a long operation, unless the very same runs already, and waits for its end, as OpenVZ's calls
+/// do. EINTR if the caller is killed before; it goes on then.
+fn run_op(device: &Device, disk: DiskRef<'_, Device>, wanted: Wanted) -> Result {
+    let serial = match device.ops().running_as(&wanted) {
+        Some(serial) => serial,
+        None => Device::start_op(disk, wanted)?,
+    };
+    device.ops().wait_for(serial)
 }

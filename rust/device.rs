@@ -329,6 +329,7 @@ impl Device {
             // Who opens the disk from here on finds it empty.
             disk.set_capacity(0);
             let _ = open.rescan_partitions(true);
+            disk.change_medium();
         }
         let swapped = disk.frozen(|| false, |frozen| this.engine.replace(frozen, None));
         this.view.lock().engine = None;
@@ -484,8 +485,9 @@ impl Device {
         let control = this.control.lock();
         admit(control.state(), Call::Change).map_err(refusal)?;
         let engine = control.engine.as_ref().ok_or(EINVAL)?;
+        let mut is_of_top = false;
         match wanted.op {
-            Op::Merge => this.admit_merge(&control, wanted.level)?,
+            Op::Merge => is_of_top = this.admit_merge(&control, wanted.level)?,
             Op::Grow => Self::admit_grow(engine, wanted.sectors)?,
             Op::Compact => Self::admit_compact(engine)?,
         }
@@ -493,7 +495,7 @@ impl Device {
             return Err(EIO);
         }
         this.admit_change()?;
-        this.ops.start(disk, wanted, &this.op_worker)
+        this.ops.start(disk, wanted, is_of_top, &this.op_worker)
     }
 
     /// Shows something else of a level.

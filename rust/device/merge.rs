@@ -15,6 +15,7 @@ use crate::{
     chain::{delta::Delta, Chain},
     engine::{merge::Moved, Closed, Engine, Parts},
     error::is_no_space,
+    format::Format,
     io::with_memory,
     sys::{self, gen_disk::DiskRef, mq::noio, pages::PageBuf, prelude::*},
 };
@@ -54,9 +55,25 @@ impl Device {
         }
     }
 
-    /// Whether a merge can begin: ENOENT for a level that is not there or has none below.
-    pub(super) fn admit_merge(&self, control: &Control, level: u32) -> Result {
-        Self::source_level(control, level).map(drop)
+    /// Whether a merge can begin, ENOENT for a level that is not there or has none below; if so, whether
+    /// it is that of the top.
+    pub(super) fn admit_merge(&self, control: &Control, level: u32) -> Result<bool> {
+        let level = Self::source_level(control, level)?;
+        Ok(level + 1 == control.deltas.len())
+    }
+
+    /// EINVAL for a source that ends inside a cluster over a raw destination, whose length says where the
+    /// disk ends: clusters are copied whole.
+    fn admit_pair(&self, engine: &Engine<Self>, source: &Delta, dest: &Delta) -> Result {
+        let (size, cluster) = (source.format().size_sectors(), engine.chain.cluster());
+        if matches!(dest.format(), Format::Raw(_)) && size % u64::from(cluster.sectors()) != 0 {
+            pr_err!(
+                "ploop{}: merge refused: the delta ends inside a cluster, and the one below is raw\n",
+                self.index
+            );
+            return Err(EINVAL);
+        }
+        Ok(())
     }
 
     pub(super) fn merge(&self, disk: DiskRef<'_, Self>, ops: &Arc<Ops>, level: u32) -> Result {
@@ -70,6 +87,7 @@ impl Device {
             if engine.is_poisoned() {
                 return Err(EIO);
             }
+            self.admit_pair(&engine, &source, &lower)?;
             (engine, (level, source), lower)
         };
         let dest = lower.open_writer(self.index)?;

@@ -21,10 +21,30 @@ struct State {
     is_running: bool,
     level: u32,
     sectors: u64,
+    /// A merge of what was the top then.
+    is_of_top: bool,
     serial: u64,
     result: Result,
+    /// How the last ones ended, for who waits for one and comes late: number and result.
+    ended: [(u64, Result); KEPT],
     /// Keeps the disk until it has ended.
     disk: Option<HeldDisk<Device>>,
+}
+
+/// Of so many operations it is known how they ended.
+const KEPT: usize = 8;
+
+impl State {
+    /// Whether it is what is wanted, of which nothing else matters.
+    fn is(&self, wanted: &Wanted) -> bool {
+        self.op == Some(wanted.op)
+            && match wanted.op {
+                Op::Merge if wanted.level == abi::LEVEL_TOP => self.is_of_top,
+                Op::Merge => self.level == wanted.level,
+                Op::Grow => self.sectors == wanted.sectors,
+                Op::Compact => true,
+            }
+    }
 }
 
 /// The long operations of a device.
@@ -64,8 +84,10 @@ impl Ops {
             is_running: false,
             level: 0,
             sectors: 0,
+            is_of_top: false,
             serial: 0,
             result: Ok(()),
+            ended: [(0, Ok(())); KEPT],
             disk: None,
         };
         Arc::pin_init(
@@ -89,11 +111,18 @@ impl Ops {
         state.op.filter(|_| state.is_running)
     }
 
-    /// Starts an operation; returns its number. EBUSY while one runs.
+    /// The number of the operation that runs, if it is just what is wanted.
+    pub(crate) fn running_as(&self, wanted: &Wanted) -> Option<u64> {
+        let state = self.state.lock();
+        (state.is_running && state.is(wanted)).then_some(state.serial)
+    }
+
+    /// Starts an operation, perhaps a merge of the top; returns its number. EBUSY while one runs.
     pub(super) fn start(
         self: &Arc<Self>,
         disk: DiskRef<'_, Device>,
         wanted: Wanted,
+        is_of_top: bool,
         queue: &Workqueue,
     ) -> Result<u64> {
         let mut state = self.state.lock();
@@ -104,6 +133,7 @@ impl Ops {
         state.is_running = true;
         state.level = wanted.level;
         state.sectors = wanted.sectors;
+        state.is_of_top = is_of_top;
         state.serial += 1;
         state.result = Ok(());
         state.disk = Some(disk.hold());
@@ -138,6 +168,8 @@ impl Ops {
         let mut state = self.state.lock();
         state.result = result;
         state.is_running = false;
+        let serial = state.serial;
+        state.ended[serial as usize % KEPT] = (serial, result);
         self.ended.notify_all();
     }
 
@@ -165,11 +197,29 @@ impl Ops {
     pub(crate) fn wait(&self) -> Result {
         let mut state = self.state.lock();
         while state.is_running {
-            if self.ended.wait_interruptible(&mut state) {
+            if self.ended.wait_interruptible(&mut state) && state.is_running {
                 return Err(EINTR);
             }
         }
         Ok(())
+    }
+
+    /// Waits until operation `serial` has ended; its result. Only a signal that kills the caller ends
+    /// that before, with EINTR: who was only stopped would begin another by the same call.
+    pub(crate) fn wait_for(&self, serial: u64) -> Result {
+        loop {
+            {
+                let state = self.state.lock();
+                if !(state.is_running && state.serial == serial) {
+                    let (nr, result) = state.ended[serial as usize % KEPT];
+                    // So many came after it that nobody knows any more.
+                    return if nr == serial { result } else { Err(EIO) };
+                }
+            }
+            if sys::sleep_killable_ms(WAIT_MS) {
+                return Err(EINTR);
+            }
+        }
     }
 
     /// Asks the operation to end early.
@@ -207,9 +257,15 @@ impl Ops {
         if done > self.total.load(Relaxed) {
             self.total.store(done, Relaxed);
         }
-        let mut left = pace.did(bytes, self.rate.load(Relaxed), sys::uptime_ms());
+        let rate = self.rate.load(Relaxed);
+        let mut left = pace.did(bytes, rate, sys::uptime_ms());
         while left > 0 {
             self.check()?;
+            if self.rate.load(Relaxed) != rate {
+                // Of the old limit nothing is left to be waited for.
+                *pace = Pace::default();
+                break;
+            }
             let now = left.min(WAIT_MS);
             sys::sleep_ms(now);
             left -= now;

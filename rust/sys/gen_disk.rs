@@ -254,6 +254,16 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
         }
     }
 
+    /// Forgets what is remembered of the medium, errors of its page cache too, and lets userspace know
+    /// that the next one is another.
+    pub(crate) fn change_medium(self) {
+        // SAFETY: A live disk; callers may sleep.
+        unsafe {
+            bindings::invalidate_disk(self.0.as_ptr());
+            bindings::disk_force_media_change(self.0.as_ptr());
+        }
+    }
+
     /// Sets the capacity and tells userspace.
     pub(crate) fn set_capacity(self, sectors: u64) {
         // SAFETY: A live disk.

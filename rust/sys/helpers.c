@@ -885,6 +885,12 @@ void ploop_sleep_ms(unsigned int ms)
 	msleep(ms);
 }
 
+bool ploop_sleep_killable_ms(unsigned int ms)
+{
+	schedule_timeout_killable(msecs_to_jiffies(ms));
+	return fatal_signal_pending(current);
+}
+
 /*
  * Waits until every task that runs, or was preempted, has been somewhere where it sleeps. Kernels that
  * cannot tell of those that were preempted give them some time.

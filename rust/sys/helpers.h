@@ -162,6 +162,7 @@ bool ploop_wants_bdev(void);
 bool ploop_fatal_signal_pending(void);
 bool ploop_compat_proc(void);
 void ploop_sleep_ms(unsigned int ms);
+bool ploop_sleep_killable_ms(unsigned int ms);
 void ploop_wait_for_leavers(void);
 void *ploop_pde_data(struct inode *inode);
 

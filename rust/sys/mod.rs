@@ -186,6 +186,13 @@ pub(crate) fn sleep_ms(ms: u64) {
     unsafe { bindings::ploop_sleep_ms(ms) };
 }
 
+/// The same, until a signal that kills the caller; whether there is one.
+pub(crate) fn sleep_killable_ms(ms: u64) -> bool {
+    let ms = c_uint::try_from(ms).unwrap_or(c_uint::MAX);
+    // SAFETY: Callers may sleep.
+    unsafe { bindings::ploop_sleep_killable_ms(ms) }
+}
+
 /// Bytes of memory of this machine.
 pub(crate) fn ram_bytes() -> u64 {
     // SAFETY: No preconditions.

@@ -544,6 +544,10 @@ pub(crate) struct TagSet<D: Driver> {
     _driver: PhantomData<D>,
 }
 
+/// Most hardware queues, which processors share then: each has requests of its own, about 100 KiB, for
+/// every device.
+const HW_QUEUES_MAX: u32 = 8;
+
 // SAFETY: Synchronised by blk-mq.
 unsafe impl<D: Driver> Send for TagSet<D> {}
 // SAFETY: As above.
@@ -555,7 +559,7 @@ impl<D: Driver> TagSet<D> {
         assert!(mem::size_of::<bindings::request>() % mem::align_of::<Pdu<D>>() == 0);
     };
 
-    /// `depth` requests for each CPU.
+    /// `depth` requests for each CPU, as far as there are queues.
     pub(crate) fn new(depth: u32) -> impl PinInit<Self, Error> {
         let () = Self::PDU_FITS;
         try_pin_init!(Self {
@@ -565,7 +569,7 @@ impl<D: Driver> TagSet<D> {
                 let set = bindings::blk_mq_tag_set {
                     ops: &Ops::<D>::TABLE,
                     // SAFETY: Set at boot.
-                    nr_hw_queues: unsafe { bindings::nr_cpu_ids },
+                    nr_hw_queues: unsafe { bindings::nr_cpu_ids }.min(HW_QUEUES_MAX),
                     queue_depth: depth,
                     nr_maps: 1,
                     numa_node: bindings::NUMA_NO_NODE,

@@ -177,3 +177,21 @@ cp "$TEST_DIR/data" "$TEST_DIR/fs/c"
 umount "$TEST_DIR/fs"
 e2fsck -fn "$device" >&2 || die 'the file system is damaged'
 detach "$device"
+
+note 'a write that failed is not told to who writes to the next image'
+rm -f "$SCRATCH"/*
+ploopctl create -s 32M -b 64K "$image" >/dev/null
+device=$(attach "$image")
+name=${device##*/}
+echo fail >"/sys/block/$name/ptune/on_full"
+full
+# Through the page cache, and nobody waits for it.
+dd if=/dev/urandom of="$device" bs=1M count=12 status=none || true
+medium=$(<"/sys/block/$name/diskseq")
+udevadm settle -t 10 || true
+expect_same "$(call 5002)" 0 'errno of STOP'
+rm "$SCRATCH/filler"
+expect_same "$(call 5003)" 0 'errno of START'
+(($(<"/sys/block/$name/diskseq") > medium)) || die 'the next medium has the number of the one before'
+dd if="$TEST_DIR/data" of="$device" bs=64k count=1 conv=notrunc,fsync status=none || die 'the error of a write to the medium before'
+detach "$device"

@@ -133,11 +133,23 @@ for level in top 2 1; do
     refused 'os error 16)' plooptest op "$device" compact
     refused 'os error 16)' plooptest op "$device" grow $((66 << 11))
     refused 'os error 16)' plooptest op "$device" merge 1
+    # OpenVZ's call merges the top: it joins that merge and no other.
+    joined=''
+    if [[ $level == top ]]; then
+        (call 500C >"$TEST_DIR/joined") &
+        joined=$!
+    else
+        expect_same "$(call 500C)" 16 'errno of MERGE while another level is merged'
+    fi
     [[ $(plooptest op-status "$device") == running* ]] || die "it does not run: $(plooptest op-status "$device")"
     load 90
     sleep 0.3
     plooptest op-cancel "$device"
     refused 'errno 125' plooptest op-wait "$device"
+    if [[ -n $joined ]]; then
+        wait "$joined"
+        expect_same "$(<"$TEST_DIR/joined")" 125 'errno of MERGE that has joined'
+    fi
     sleep 0.3
     end_load "cancelled merge of $level"
     expect_same "$(nr_levels "$device")" 4 levels
@@ -146,6 +158,15 @@ for level in top 2 1; do
     same "cancelled merge of $level, attached again"
     plooptest op-cancel "$device" 2>/dev/null || true
 done
+note 'slower than anybody waits for, until it is allowed more'
+plooptest op --start --rate 1 "$device" merge top
+sleep 1
+plooptest op-rate "$device" 0
+timeout "$(limit 60)" plooptest op-wait "$device" || die 'the merge goes on at its old rate'
+same 'merged after all'
+new 3
+timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
+
 note 'cancelled as it comes, and again, without attaching anew'
 for ((i = 0; i < $(share 4 9); i++)); do
     load 60
