@@ -144,7 +144,7 @@ impl ImageLock {
     /// EBUSY if another device or program has it.
     pub(crate) fn upgrade(&self, file: &File, writer: &File) -> Result {
         {
-            let users = self.images.users.lock();
+            let mut users = self.images.users.lock();
             let is_other = |u: &&User| u.inode_key == self.inode_key && u.device != self.device;
             if let Some(user) = users.iter().find(is_other) {
                 pr_err!(
@@ -154,32 +154,47 @@ impl ImageLock {
                 );
                 return Err(EBUSY);
             }
+            // At once, or another device might come to read it.
+            set_access(&mut users, self, Access::ReadWrite);
         }
-        self.set_access(Access::ReadWrite);
-        // Its own wish that nobody writes would be in the way.
-        for byte in [BYTE_DENIES_WRITE, BYTE_DENIES_RESIZE] {
-            file.unlock_byte(byte);
-        }
-        lock_against_others(writer, Access::ReadWrite, self.device).inspect_err(|_| {
-            self.reclaim(file);
-        })
+        let locked = show(writer, Access::ReadWrite, self.device).and_then(|shown| {
+            // The writer wishes too that nobody writes: there is no moment without. Its own wish of the
+            // reader would be in the way of the look.
+            for byte in [BYTE_DENIES_WRITE, BYTE_DENIES_RESIZE] {
+                file.unlock_byte(byte);
+            }
+            let looked = match shown {
+                true => look(writer, Access::ReadWrite, self.device),
+                false => Ok(()),
+            };
+            self.relock(file);
+            looked
+        });
+        locked.inspect_err(|_| self.set_access(Access::Read))
     }
 
-    /// From here on the image is read through `file` only again.
-    pub(crate) fn reclaim(&self, file: &File) {
-        self.set_access(Access::Read);
+    fn relock(&self, file: &File) {
         for byte in SHOWN_TO_READ {
             // Where there are no locks there were none before.
             let _ = file.lock_byte(byte);
         }
     }
 
+    /// From here on the image is read through `file` only again.
+    pub(crate) fn reclaim(&self, file: &File) {
+        self.relock(file);
+        self.set_access(Access::Read);
+    }
+
     fn set_access(&self, access: Access) {
-        let mut users = self.images.users.lock();
-        let is_ours = |u: &&mut User| u.inode_key == self.inode_key && u.device == self.device;
-        if let Some(user) = users.iter_mut().find(is_ours) {
-            user.access = access;
-        }
+        set_access(&mut self.images.users.lock(), self, access);
+    }
+}
+
+fn set_access(users: &mut [User], lock: &ImageLock, access: Access) {
+    let is_ours = |u: &&mut User| u.inode_key == lock.inode_key && u.device == lock.device;
+    if let Some(user) = users.iter_mut().find(is_ours) {
+        user.access = access;
     }
 }
 
@@ -213,9 +228,17 @@ pub(super) fn release(file: &File) {
 /// Takes QEMU's locks: first shows what we do, then looks whether anybody does what that excludes.
 /// Two at once may both be refused; never are both let in.
 fn lock_against_others(file: &File, access: Access, device: u32) -> Result {
-    let (shown, excluded): (&[u8], &[u8]) = match access {
-        Access::Read => (&SHOWN_TO_READ, &EXCLUDED_BY_READ),
-        Access::ReadWrite => (&SHOWN_TO_WRITE, &EXCLUDED_BY_WRITE),
+    match show(file, access, device)? {
+        true => look(file, access, device),
+        false => Ok(()),
+    }
+}
+
+/// Shows what we do; no where the file system has no locks.
+fn show(file: &File, access: Access, device: u32) -> Result<bool> {
+    let shown: &[u8] = match access {
+        Access::Read => &SHOWN_TO_READ,
+        Access::ReadWrite => &SHOWN_TO_WRITE,
     };
     for byte in shown {
         match file.lock_byte(*byte) {
@@ -229,7 +252,7 @@ fn lock_against_others(file: &File, access: Access, device: u32) -> Result {
                 pr_notice!(
                     "ploop{device}: the image's file system has no locks: QEMU is not kept out\n"
                 );
-                return Ok(());
+                return Ok(false);
             }
             Err(e) => {
                 pr_err!("ploop{device}: image is locked by another program (byte {byte})\n");
@@ -237,6 +260,15 @@ fn lock_against_others(file: &File, access: Access, device: u32) -> Result {
             }
         }
     }
+    Ok(true)
+}
+
+/// Looks whether anybody does what we exclude.
+fn look(file: &File, access: Access, device: u32) -> Result {
+    let excluded: &[u8] = match access {
+        Access::Read => &EXCLUDED_BY_READ,
+        Access::ReadWrite => &EXCLUDED_BY_WRITE,
+    };
     for byte in excluded {
         if let Some(pid) = file.byte_locked_by(*byte) {
             pr_err!(
