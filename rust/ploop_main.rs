@@ -55,22 +55,25 @@ impl kernel::InPlaceModule for Ploop {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
             let registry = ctl::Registry::new()?;
-            let major = sys::misc::BlockMajor::register(
-                ploop_pure::abi::MAJOR,
-                c"ploop",
-                registry.clone(),
-            )?;
             let minor_file = if sys::proc::is_wanted() {
                 let owner = registry.clone();
                 Some(sys::proc::NumberFile::new(c"vz", c"ploop_minor", owner)?)
             } else {
                 None
             };
+            // From the last one on devices are made, by who opens a node: nothing fails after it, and
+            // nothing before it leaves one.
             Ok(try_pin_init!(Self {
-                control <- sys::misc::MiscDevice::register(c"ploop-control", registry.clone()),
-                major,
+                _devices: Devices {
+                    registry: registry.clone(),
+                },
                 minor_file,
-                _devices: Devices { registry },
+                control <- sys::misc::MiscDevice::register(c"ploop-control", registry.clone()),
+                major: sys::misc::BlockMajor::register(
+                    ploop_pure::abi::MAJOR,
+                    c"ploop",
+                    registry,
+                )?,
             }? Error))
         })
     }
