@@ -14,6 +14,7 @@ use crate::{
     chain::{delta::Delta, Chain},
     error::is_no_space,
     sys::{
+        self,
         mq::{noio, Request},
         pages::PageBuf,
         prelude::*,
@@ -149,11 +150,11 @@ impl<D: Disk> Engine<D> {
     /// The same without waiting.
     pub(super) fn commit_here(&self) -> Result {
         let mut copies = self.commit.lock();
-        let changes = self.nr_changes();
+        let (changes, since) = (self.nr_changes(), sys::uptime_ms());
         self.slow.lock().alloc.commit_begins();
         let result = self.drive(&mut copies, From::Map);
         if result.is_ok() {
-            self.slow.lock().settled.committed(changes);
+            self.slow.lock().settled.committed(changes, since);
         }
         trace::commit(self.device, result);
         result

@@ -114,9 +114,10 @@ impl<D: Disk> Engine<D> {
             return Some(rq);
         }
         let changes = self.nr_changes();
+        let now = sys::uptime_ms();
         let is_enough = {
             let slow = self.slow.lock();
-            slow.settled.is_flush_enough(changes, &slow.dirty)
+            slow.settled.is_flush_enough(changes, &slow.dirty, now)
         };
         if !is_enough {
             return Some(rq);

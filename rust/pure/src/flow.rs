@@ -107,24 +107,34 @@ pub fn flush() -> Action {
 /// *Changes* are counted: all that was done to the image file through its file system, each when it has
 /// ended and before the guest hears of it. What was written past the file system, to blocks that the file
 /// has, is none: a flush of the device makes that durable.
+///
+/// Now and then the file system is asked all the same: one that has given itself up says so when it is
+/// asked to sync, and nowhere else.
 #[derive(Debug, Default)]
 pub struct Settled {
     changes: Option<u64>,
+    /// When the commit began.
+    since_ms: u64,
 }
 
+/// Milliseconds after which a commit is needed for a FLUSH in any case.
+const SETTLED_MS: u64 = 20_000;
+
 impl Settled {
-    /// A commit has succeeded that began when so many changes had been made.
-    pub fn committed(&mut self, changes: u64) {
+    /// A commit has succeeded that began at `since_ms`, when so many changes had been made.
+    pub fn committed(&mut self, changes: u64, since_ms: u64) {
         self.changes = Some(changes);
+        self.since_ms = since_ms;
     }
 
-    /// Whether a FLUSH needs no more than a flush of the device, `changes` having been made and `dirty`
-    /// being the pages of the index (ordering rule 3).
-    pub fn is_flush_enough(&self, changes: u64, dirty: &DirtyPages) -> bool {
+    /// Whether a FLUSH at `now_ms` needs no more than a flush of the device, `changes` having been made and
+    /// `dirty` being the pages of the index (ordering rule 3).
+    pub fn is_flush_enough(&self, changes: u64, dirty: &DirtyPages, now_ms: u64) -> bool {
         if mutant!("flush_device_only") {
             return true;
         }
-        self.changes == Some(changes) && dirty.is_clean()
+        let is_recent = now_ms.saturating_sub(self.since_ms) < SETTLED_MS;
+        is_recent && self.changes == Some(changes) && dirty.is_clean()
     }
 }
 
@@ -323,6 +333,17 @@ mod tests {
             place,
             entry_durable,
         }
+    }
+
+    #[test]
+    fn the_file_system_is_asked_now_and_then() {
+        let dirty = DirtyPages::new(1).unwrap();
+        let mut settled = Settled::default();
+        assert!(!settled.is_flush_enough(0, &dirty, 0));
+        settled.committed(3, 1000);
+        assert!(settled.is_flush_enough(3, &dirty, 20_999));
+        assert!(!settled.is_flush_enough(3, &dirty, 21_000));
+        assert!(!settled.is_flush_enough(4, &dirty, 1000));
     }
 
     fn slot() -> Place {

@@ -140,7 +140,7 @@ impl Engine<'_> {
             }
             commit::Action::Done => {
                 let mut settled = Settled::default();
-                settled.committed(commit.changes);
+                settled.committed(commit.changes, 0);
                 self.settled = (self.files[self.top].id, settled);
                 self.commit_ended(true);
                 return Ok(());

@@ -92,7 +92,7 @@ impl Engine<'_> {
         if self.settled.0 != id {
             self.settled = (id, Settled::default());
         }
-        self.settled.1.is_flush_enough(changes, &self.dirty)
+        self.settled.1.is_flush_enough(changes, &self.dirty, 0)
     }
 
     /// A range: most often some of the first sectors of a cluster, so that they meet; or all of it.
