@@ -53,6 +53,9 @@ struct Control {
     max_delta: Option<(u64, Identity)>,
     /// FREEZE.
     frozen_fs: Option<FrozenFs>,
+    /// A call freezes file systems on the disk, for FREEZE or a snapshot, and waits for that without the
+    /// control lock.
+    is_freezing: bool,
     /// Calls that thaw file systems on the disk.
     nr_thawing: u32,
     /// The disk is going away.
@@ -117,6 +120,7 @@ impl Device {
             pin: None,
             max_delta: None,
             frozen_fs: None,
+            is_freezing: false,
             nr_thawing: 0,
             is_removed: false,
         };
@@ -316,7 +320,7 @@ impl Device {
         let mut control = this.control.lock();
         let call = |openers| Call::Stop { openers };
         admit(control.state(), call(disk.openers())).map_err(refusal)?;
-        if this.ops.running().is_some() || control.frozen_fs.is_some() {
+        if this.ops.running().is_some() || control.frozen_fs.is_some() || control.is_freezing {
             return Err(EBUSY);
         }
         let impatient = Impatient::begin(control.engine.clone());
@@ -494,7 +498,7 @@ impl Device {
         if engine.is_poisoned() {
             return Err(EIO);
         }
-        this.admit_change()?;
+        this.admit_change(&control)?;
         this.ops.start(disk, wanted, is_of_top, &this.op_worker)
     }
 
@@ -525,7 +529,7 @@ impl Device {
 }
 
 /// While this exists, nothing waits for space: somebody waits for all that is written, to stop the
-/// device for example. Under the control lock.
+/// device for example.
 struct Impatient(Option<Arc<Engine<Device>>>);
 
 impl Impatient {

@@ -3,7 +3,6 @@
 
 use super::{Control, Device, Impatient};
 use crate::{
-    engine::Engine,
     error::refusal,
     sys::{fs_freeze::FrozenFs, gen_disk::DiskRef, prelude::*},
 };
@@ -15,7 +14,8 @@ impl Device {
         let this = disk.driver();
         let mut control = this.control.lock();
         admit(control.state(), Call::Freeze).map_err(refusal)?;
-        if control.nr_thawing > 0 && (frozen || control.frozen_fs.is_none()) {
+        let is_changing = control.is_freezing || control.nr_thawing > 0;
+        if is_changing && (frozen || control.frozen_fs.is_none()) {
             return Err(EBUSY);
         }
         let (mut thawed, mut result) = (None, Ok(()));
@@ -24,7 +24,9 @@ impl Device {
                 // They would be waited for without end.
                 return Err(ENOSPC);
             }
-            let fs = Self::freeze_fs(disk, control.engine.as_ref())?;
+            let fs;
+            (control, fs) = Self::freeze_fs(disk, control);
+            let fs = fs?;
             result = control.engine.as_ref().map_or(Ok(()), Self::commit_top);
             match result {
                 Ok(()) => control.frozen_fs = Some(fs),
@@ -53,12 +55,22 @@ impl Device {
     }
 
     /// Freezes the file systems on the disk. What they write before that fails, rather than waits,
-    /// if there is no space for it: we wait for them, under the control lock.
-    pub(super) fn freeze_fs(
-        disk: DiskRef<'_, Self>,
-        engine: Option<&Arc<Engine<Self>>>,
-    ) -> Result<FrozenFs> {
-        let _impatient = Impatient::begin(engine.cloned());
-        FrozenFs::freeze(disk)
+    /// if there is no space for it. Without the control lock meanwhile: a write on its way is waited for,
+    /// and how long that takes is up to who writes. What would change the deltas, stop the device, freeze
+    /// or thaw is EBUSY until then.
+    pub(super) fn freeze_fs<'a>(
+        disk: DiskRef<'a, Self>,
+        mut control: MutexGuard<'a, Control>,
+    ) -> (MutexGuard<'a, Control>, Result<FrozenFs>) {
+        control.is_freezing = true;
+        let engine = control.engine.clone();
+        drop(control);
+        let frozen = {
+            let _impatient = Impatient::begin(engine);
+            FrozenFs::freeze(disk)
+        };
+        let mut control = disk.driver().control.lock();
+        control.is_freezing = false;
+        (control, frozen)
     }
 }

@@ -36,7 +36,7 @@ impl Device {
         let this = disk.driver();
         let mut control = this.control.lock();
         admit(control.state(), Call::DelDelta(level)).map_err(refusal)?;
-        this.admit_change()?;
+        this.admit_change(&control)?;
         let level = usize::try_from(level).map_err(|_| ENOENT)?;
         let Some(engine) = control.engine.clone() else {
             super::close_unused(control.deltas.get(level).ok_or(ENOENT)?);
@@ -102,7 +102,7 @@ impl Device {
         this.admit_file(disk, file)?;
         let io = Io::open(file, args.access, &this.errands)?;
         let mut control = this.control.lock();
-        this.admit_change()?;
+        this.admit_change(&control)?;
         let at = usize::from(level);
         let old = control.deltas.get(at).ok_or(ENOENT)?.clone();
         if (args.access == Access::ReadWrite) != old.is_writable() {
@@ -192,7 +192,7 @@ impl Device {
     ) -> Result {
         let this = disk.driver();
         let control = this.control.lock();
-        this.admit_change()?;
+        this.admit_change(&control)?;
         let delta = control.deltas.get(usize::from(level)).ok_or(ENOENT)?;
         let Some(engine) = &control.engine else {
             // The index is read when the device starts.
@@ -222,7 +222,7 @@ impl Device {
     pub(crate) fn truncate(&self, level: u8, file: &File, clusters: u32) -> Result {
         let control = self.control.lock();
         let delta = control.deltas.get(usize::from(level)).ok_or(ENOENT)?;
-        self.admit_change()?;
+        self.admit_change(&control)?;
         if delta.is_writable() {
             return Err(EBUSY);
         }
@@ -248,7 +248,7 @@ impl Device {
     /// it is the top. EINVAL without deltas.
     pub(crate) fn set_max_delta_size(&self, sectors: u64) -> Result {
         let mut control = self.control.lock();
-        self.admit_change()?;
+        self.admit_change(&control)?;
         let top = control.deltas.last().ok_or(EINVAL)?.info().identity;
         control.max_delta = Some((sectors, top));
         if let Some(engine) = &control.engine {
@@ -294,7 +294,7 @@ impl Device {
     ) -> Result {
         let control = self.control.lock();
         let engine = control.engine.as_ref().ok_or(ENODEV)?;
-        self.admit_change()?;
+        self.admit_change(&control)?;
         let level = u8::try_from(args.level).map_err(|_| ENOENT)?;
         let delta = control.deltas.get(usize::from(level)).ok_or(ENOENT)?;
         if args.nr_clusters < 2 {

@@ -6,7 +6,7 @@
 //! Locks: `state` is a leaf. The operation takes the device's control lock for the moments at which
 //! it changes the deltas, and not in between.
 
-use super::Device;
+use super::{Control, Device};
 use crate::sys::{
     self,
     gen_disk::{result_variable, DiskRef, HeldDisk},
@@ -288,9 +288,12 @@ fn tell(disk: DiskRef<'_, Device>, op: Op, result: Result) {
 const WAIT_MS: u64 = 50;
 
 impl Device {
-    /// EBUSY while a long operation or the write tracker runs, and after a merge that could neither
-    /// be ended nor undone.
-    pub(super) fn admit_change(&self) -> Result {
+    /// EBUSY while a long operation or the write tracker runs or file systems are being frozen, and after
+    /// a merge that could neither be ended nor undone.
+    pub(super) fn admit_change(&self, control: &Control) -> Result {
+        if control.is_freezing {
+            return Err(EBUSY);
+        }
         let engine = self.view.lock().engine.clone();
         let is_merging = engine.is_some_and(|e| e.chain.source().is_some());
         match self.ops.running() {

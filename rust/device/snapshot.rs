@@ -48,7 +48,7 @@ impl Device {
             drop(control);
             return this.add_opened(io, args, None);
         };
-        this.admit_change()?;
+        this.admit_change(&control)?;
         if freeze_fs && control.nr_thawing > 0 {
             return Err(EBUSY);
         }
@@ -87,7 +87,11 @@ impl Device {
         let frozen_fs = match freeze_fs {
             // They would be waited for without end.
             true if steps.old.has_parked() => Err(ENOSPC),
-            true => Self::freeze_fs(disk, Some(&steps.old)).map(Some),
+            true => {
+                let frozen;
+                (control, frozen) = Self::freeze_fs(disk, control);
+                frozen.map(Some)
+            }
             false => Ok(None),
         };
         let (result, frozen_fs) = match frozen_fs {

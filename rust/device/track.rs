@@ -55,7 +55,7 @@ impl Device {
     pub(crate) fn start_tracker(&self) -> Result<abi::TrackExtent> {
         let control = self.control.lock();
         let engine = Self::running(&control)?;
-        self.admit_change()?;
+        self.admit_change(&control)?;
         let grid = grid_of(engine);
         check_memory(bytes_of(grid), self.index)?;
         self.tracks.start_tracker(grid)?;

@@ -36,8 +36,8 @@ pub(crate) struct Shared {
     pub(super) epoch: Arc<Epoch>,
     /// Writes that find no space fail instead of waiting.
     fails_when_full: Atomic<bool>,
-    /// They do for the moment: somebody waits for all that is written, to stop the device perhaps.
-    is_impatient: Atomic<bool>,
+    /// They do for the moment: so many wait for all that is written, to stop the device perhaps.
+    nr_impatient: Atomic<u32>,
     pub(crate) events: Arc<Events>,
     pub(crate) tracks: Arc<Tracks>,
 }
@@ -58,7 +58,7 @@ impl Shared {
             },
             epoch,
             fails_when_full: Atomic::new(false),
-            is_impatient: Atomic::new(false),
+            nr_impatient: Atomic::new(0),
             events,
             tracks,
         }
@@ -66,12 +66,15 @@ impl Shared {
 
     /// Whether writes that find no space fail instead of waiting.
     pub(crate) fn fails_when_full(&self) -> bool {
-        self.fails_when_full.load(Relaxed) || self.is_impatient.load(Relaxed)
+        self.fails_when_full.load(Relaxed) || self.nr_impatient.load(Relaxed) > 0
     }
 
-    /// Somebody waits for all that is written, or does not any more.
+    /// One more waits for all that is written, or does not any more.
     pub(crate) fn set_impatient(&self, is_impatient: bool) {
-        self.is_impatient.store(is_impatient, Relaxed);
+        match is_impatient {
+            true => self.nr_impatient.fetch_add(1, Relaxed),
+            false => self.nr_impatient.fetch_sub(1, Relaxed),
+        };
     }
 
     /// Sets that; [`Engine::retry_parked`] ends those who wait already.

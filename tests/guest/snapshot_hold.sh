@@ -96,5 +96,36 @@ wait "$snapshot"
 expect_same "$(nr_levels "$device")" 3 levels
 detach "$device"
 for image in "${images[@]}"; do ploopctl check "$image" >&2; done
+
+note 'a write that does not end keeps a freeze waiting, and nobody else'
+ploopctl create -s 64M -b 64K "$TEST_DIR/slow/fs.img" >/dev/null
+device=$(attach "$TEST_DIR/slow/fs.img")
+mkfs.ext4 -q -F "$device"
+mkdir "$TEST_DIR/fs"
+mount "$device" "$TEST_DIR/fs"
+head -c 1M /dev/urandom >"$TEST_DIR/fs/file"
+exec 3<>"$TEST_DIR/fs/file"
+drop_caches
+udevadm settle -t 10
+dmsetup suspend --nolockfs --noflush slow
+# A part of a page, the rest of which is read first.
+printf x | dd of="$TEST_DIR/fs/file" bs=1 seek=500000 conv=notrunc status=none &
+stuck=$!
+sleep 1
+(call 5020 >"$TEST_DIR/frozen") &
+freezer=$!
+sleep 1
+(call 5020 >"$TEST_DIR/again") &
+other=$!
+timeout "$(limit 30)" tail --pid "$other" -f /dev/null || { dmsetup resume slow; die 'another call waits for the freeze'; }
+[[ -d /proc/$stuck && -d /proc/$freezer ]] || { dmsetup resume slow; die 'the freeze had nothing to wait for'; }
+dmsetup resume slow
+wait "$stuck" "$freezer"
+expect_same "$(<"$TEST_DIR/frozen")" 0 'errno of FREEZE'
+expect_same "$(<"$TEST_DIR/again")" 16 'errno of another meanwhile'
+expect_same "$(call 5021)" 0 'errno of THAW'
+exec 3<&-
+umount "$TEST_DIR/fs"
+detach "$device"
 umount "$TEST_DIR/slow"
 dmsetup remove --retry slow
