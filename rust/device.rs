@@ -304,6 +304,7 @@ impl Device {
             view.engine = Some(engine.clone());
             view.takes_discards = limits.discard_granularity != 0;
         }
+        disk.new_medium();
         disk.set_capacity(limits::capacity(&engine, this.index));
         control.engine = Some(engine);
         // A disk without a partition table, or with a bad one, is as good as any.
@@ -333,7 +334,7 @@ impl Device {
             // Who opens the disk from here on finds it empty.
             disk.set_capacity(0);
             let _ = open.rescan_partitions(true);
-            disk.change_medium();
+            disk.forget_medium();
         }
         let swapped = disk.frozen(|| false, |frozen| this.engine.replace(frozen, None));
         this.view.lock().engine = None;

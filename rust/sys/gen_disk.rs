@@ -254,14 +254,16 @@ impl<'a, D: BlockDevice> DiskRef<'a, D> {
         }
     }
 
-    /// Forgets what is remembered of the medium, errors of its page cache too, and lets userspace know
-    /// that the next one is another.
-    pub(crate) fn change_medium(self) {
+    /// Forgets what is remembered of the medium, errors of its page cache too; the capacity is 0.
+    pub(crate) fn forget_medium(self) {
         // SAFETY: A live disk; callers may sleep.
-        unsafe {
-            bindings::invalidate_disk(self.0.as_ptr());
-            bindings::disk_force_media_change(self.0.as_ptr());
-        }
+        unsafe { bindings::invalidate_disk(self.0.as_ptr()) };
+    }
+
+    /// Lets userspace know that the medium is another than the last one.
+    pub(crate) fn new_medium(self) {
+        // SAFETY: A live disk; callers may sleep.
+        unsafe { bindings::disk_force_media_change(self.0.as_ptr()) };
     }
 
     /// Sets the capacity and tells userspace.
