@@ -84,6 +84,12 @@ refused() {
     grep -q "$want" "$TEST_DIR/why" || die "$*: $(<"$TEST_DIR/why"), not $want"
 }
 
+# waits_in_ioctl PID: the program that it runs does.
+waits_in_ioctl() {
+    local program
+    program=$(pgrep -P "$1") && grep -q '^16 ' "/proc/$program/syscall"
+}
+
 note 'all pairs, ploop1'
 build ploop1
 merge 2
@@ -138,6 +144,7 @@ for level in top 2 1; do
     if [[ $level == top ]]; then
         (call 500C >"$TEST_DIR/joined") &
         joined=$!
+        retry 20 waits_in_ioctl "$joined" || die 'MERGE does not wait for the merge'
     else
         expect_same "$(call 500C)" 16 'errno of MERGE while another level is merged'
     fi
