@@ -80,7 +80,7 @@ ploopctl create -s 672K -b 64K "$SCRATCH/uneven.img" >/dev/null
 device=$(attach -f raw -b 64K "$SCRATCH/raw" "$SCRATCH/uneven.img")
 head -c 32K /dev/urandom >"$TEST_DIR/piece"
 dd if="$TEST_DIR/piece" of="$device" bs=32k seek=20 oflag=direct conv=notrunc,fsync status=none
-if plooptest op "$device" merge top 2>"$TEST_DIR/why"; then die 'it was merged'; fi
+if plooptest op "$device" merge top >"$TEST_DIR/why" 2>&1; then die 'it was merged'; fi
 grep -qE 'errno 22$|os error 22\)' "$TEST_DIR/why" || die "merge: $(<"$TEST_DIR/why")"
 expect_same "$(stat -c %s "$SCRATCH/raw")" 655360 'length of the raw base'
 cmp -i 655360:0 "$device" "$TEST_DIR/piece" >&2 || die 'the end of the disk is lost'
