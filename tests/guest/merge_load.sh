@@ -171,6 +171,7 @@ sleep 1
 plooptest op-rate "$device" 0
 timeout "$(limit 60)" plooptest op-wait "$device" || die 'the merge goes on at its old rate'
 same 'merged after all'
+rm "$SCRATCH/3.img"
 new 3
 timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
 
