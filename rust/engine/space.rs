@@ -36,8 +36,8 @@ const RUN_SLOTS_MAX: u32 = 1 << 18;
 struct Cleaned {
     /// Slots that were looked at.
     nr: u32,
-    /// Some could not be cleaned for want of space or memory, and will be later.
-    is_stuck: bool,
+    /// Some could not be cleaned for want of space or memory, and will be later: the error.
+    stuck: Option<Error>,
 }
 
 impl<D: Disk> Engine<D> {
@@ -262,7 +262,14 @@ impl<D: Disk> Engine<D> {
     fn look_for_space(&self) -> (bool, Result) {
         let cleaned = self.commit_releases().and_then(|()| self.clean_some());
         match cleaned {
-            Ok(cleaned) => (cleaned.is_stuck, self.grow()),
+            Ok(Cleaned { stuck, .. }) => {
+                let grown = self.grow().and_then(|()| match stuck {
+                    // Woken now they would ask for those slots again, at once.
+                    Some(e) if !self.slow.lock().alloc.has_slot() => Err(e),
+                    Some(_) | None => Ok(()),
+                });
+                (stuck.is_some(), grown)
+            }
             Err(e) => (false, Err(e)),
         }
     }
@@ -302,7 +309,7 @@ impl<D: Disk> Engine<D> {
         let mut left = self.slow.lock().alloc.nr_freed();
         while left > 0 && self.slow.lock().alloc.has_freed() {
             let cleaned = self.clean_some()?;
-            if cleaned.is_stuck {
+            if cleaned.stuck.is_some() {
                 break;
             }
             left = left.saturating_sub(cleaned.nr);
@@ -318,10 +325,7 @@ impl<D: Disk> Engine<D> {
         let top = self.chain.top().ok_or(EIO)?;
         let size = self.chain.cluster();
         let mut runs: [Option<Range<u32>>; RUNS_MAX] = [const { None }; RUNS_MAX];
-        let mut cleaned = Cleaned {
-            nr: 0,
-            is_stuck: false,
-        };
+        let mut cleaned = Cleaned { nr: 0, stuck: None };
         for place in &mut runs {
             let Some(run) = self.slow.lock().alloc.next_freed(RUN_SLOTS_MAX) else {
                 break;
@@ -336,7 +340,7 @@ impl<D: Disk> Engine<D> {
                 // It may have space or memory before long.
                 Err(e) if is_no_space(e) || e == ENOMEM => {
                     self.slow.lock().alloc.not_cleaned(run);
-                    cleaned.is_stuck = true;
+                    cleaned.stuck = Some(e);
                     break;
                 }
                 Err(_) => self.slow.lock().alloc.lost(run),
