@@ -173,7 +173,6 @@ impl Steps<'_> {
                 Action::UnmarkOld => self.unmark_old(closed),
                 Action::Done => {
                     drop(gate.take());
-                    self.new.begin();
                     self.disk.notify_change();
                     return Ok(());
                 }
