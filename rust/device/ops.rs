@@ -24,7 +24,6 @@ struct State {
     /// A merge of what was the top then.
     is_of_top: bool,
     serial: u64,
-    result: Result,
     /// How the last ones ended, for who waits for one and comes late: number and result.
     ended: [(u64, Result); KEPT],
     /// Keeps the disk until it has ended.
@@ -35,6 +34,12 @@ struct State {
 const KEPT: usize = 8;
 
 impl State {
+    /// How operation `serial` ended, if it has and is one of the last.
+    fn result_of(&self, serial: u64) -> Option<Result> {
+        let (nr, result) = self.ended[serial as usize % KEPT];
+        (nr == serial).then_some(result)
+    }
+
     /// Whether it is what is wanted, of which nothing else matters.
     fn is(&self, wanted: &Wanted) -> bool {
         self.op == Some(wanted.op)
@@ -86,7 +91,6 @@ impl Ops {
             sectors: 0,
             is_of_top: false,
             serial: 0,
-            result: Ok(()),
             ended: [(0, Ok(())); KEPT],
             disk: None,
         };
@@ -135,7 +139,6 @@ impl Ops {
         state.sectors = wanted.sectors;
         state.is_of_top = is_of_top;
         state.serial += 1;
-        state.result = Ok(());
         state.disk = Some(disk.hold());
         self.is_cancelled.store(false, Relaxed);
         self.rate.store(wanted.rate, Relaxed);
@@ -166,7 +169,6 @@ impl Ops {
         // Before anybody may remove the disk: our reference must not be the last.
         drop(disk);
         let mut state = self.state.lock();
-        state.result = result;
         state.is_running = false;
         let serial = state.serial;
         state.ended[serial as usize % KEPT] = (serial, result);
@@ -182,7 +184,11 @@ impl Ops {
                 true => abi::OP_RUNNING,
                 false => abi::OP_IDLE,
             },
-            result: state.result.err().map_or(0, Error::to_errno),
+            result: match state.result_of(state.serial) {
+                Some(Err(e)) => e.to_errno(),
+                // It runs still, or all is well.
+                Some(Ok(())) | None => 0,
+            },
             level: state.level,
             serial: state.serial,
             done: self.done.load(Relaxed),
@@ -211,9 +217,8 @@ impl Ops {
             {
                 let state = self.state.lock();
                 if !(state.is_running && state.serial == serial) {
-                    let (nr, result) = state.ended[serial as usize % KEPT];
-                    // So many came after it that nobody knows any more.
-                    return if nr == serial { result } else { Err(EIO) };
+                    // So many may have come after it that nobody knows any more.
+                    return state.result_of(serial).unwrap_or(Err(EIO));
                 }
             }
             if sys::sleep_killable_ms(WAIT_MS) {
