@@ -131,11 +131,9 @@ enum Wanted {
 /// with a descriptor not the chain of one of its snapshots, or amid a change; or one above which a backup
 /// left another. A descriptor that cannot be understood keeps nobody from anything.
 pub fn must_be_whole(images: &[PathBuf]) -> Result<()> {
-    interim::must_be_given(images)?;
-    let Some((real, path)) = named(images) else {
+    let Some((real, path)) = settled(images)? else {
         return Ok(());
     };
-    must_be_unchanging(&path)?;
     match store::read(&path).and_then(|text| Descriptor::parse(&path, &text)) {
         Ok(descriptor) => must_be_chain(&descriptor, &path, &real, Wanted::Chain),
         Err(_) => Ok(()),
@@ -150,13 +148,6 @@ pub fn disk_of_top(images: &[PathBuf], live: &Live, wait: &WaitArgs) -> Result<O
     let Some((real, path)) = named(images) else {
         return Ok(None);
     };
-    let text = store::read(&path);
-    if text
-        .and_then(|text| Descriptor::parse(&path, &text))
-        .is_err()
-    {
-        return Ok(None);
-    }
     let disk = super::disk::open(&path, live, Work::Short, wait)?;
     must_be_chain(disk.descriptor(), disk.path(), &real, Wanted::Top)?;
     Ok(Some(disk))
@@ -165,12 +156,17 @@ pub fn disk_of_top(images: &[PathBuf], live: &Live, wait: &WaitArgs) -> Result<O
 /// Refuses an image that is read by itself while its disk is amid a change, or above which a backup left
 /// another.
 pub fn must_be_settled(image: &Path) -> Result<()> {
-    let images = [image.to_owned()];
-    interim::must_be_given(&images)?;
-    match named(&images) {
-        Some((_, path)) => must_be_unchanging(&path),
-        None => Ok(()),
+    settled(&[image.to_owned()]).map(drop)
+}
+
+/// What [`named`] finds, unless it is being changed or a backup has left something above `images`.
+fn settled(images: &[PathBuf]) -> Result<Option<(Vec<PathBuf>, PathBuf)>> {
+    interim::must_be_given(images)?;
+    let found = named(images);
+    if let Some((_, path)) = &found {
+        must_be_unchanging(path)?;
     }
+    Ok(found)
 }
 
 /// `images` without symbolic links, and the descriptor that names the last one. What cannot be opened
