@@ -21,35 +21,27 @@ pub fn restore(
     target: Target,
     progress: &mut dyn Progress,
 ) -> Result<(usize, Header)> {
-    let headers = files
-        .iter()
-        .map(|path| Ok((path.as_path(), *Reader::open(path)?.header())));
-    let headers: Vec<_> = headers.collect::<Result<_>>()?;
+    open_many();
+    let readers = files.iter().map(|path| Reader::open(path));
+    let readers: Vec<_> = readers.collect::<Result<_>>()?;
+    let headers: Vec<_> = readers.iter().map(|r| (r.path(), *r.header())).collect();
     let order = arrange(&headers)?;
-    let nr = point.unwrap_or(order.len());
-    if nr == 0 || nr > order.len() {
+    let mut readers: Vec<_> = readers.into_iter().map(Some).collect();
+    let mut chain: Vec<_> = order.iter().filter_map(|i| readers[*i].take()).collect();
+    let nr = point.unwrap_or(chain.len());
+    if nr == 0 || nr > chain.len() {
         let what = format!(
             "there is no backup {nr} in a chain of {}",
-            count(order.len() as u64, "backup")
+            count(chain.len() as u64, "backup")
         );
         return Err(Error::new(Code::Param, what));
     }
-    let chosen: Vec<_> = order.iter().take(nr).map(|i| headers[*i]).collect();
-    let Some((first, header)) = chosen.first() else {
+    chain.truncate(nr);
+    let Some(first) = chain.first() else {
         return Err(Error::new(Code::Param, "no backup was given"));
     };
-    must_be_full(first, header)?;
-    open_many();
-    let mut chain = Vec::with_capacity(nr);
-    for (path, header) in &chosen {
-        let reader = Reader::open(path)?;
-        if reader.header() != header {
-            let what = format!("{} has just become another file", path.display());
-            return Err(Error::new(Code::Busy, what));
-        }
-        chain.push(reader);
-    }
-    let header = chosen.last().map_or(*header, |(_, last)| *last);
+    must_be_full(first.path(), first.header())?;
+    let header = chain.last().map_or(*first.header(), |r| *r.header());
     let cluster = cluster_size(header.cluster_bytes.into())?;
     progress.begin("restoring", header.disk_bytes);
     let done = offline::fill(out, target, cluster, header.disk_bytes, |sink| {
