@@ -59,7 +59,9 @@ pub fn unescape(text: &[u8]) -> PathBuf {
 
 fn octal(digits: &[u8]) -> Option<u8> {
     let text = std::str::from_utf8(digits).ok()?;
-    u8::from_str_radix(text, 8).ok()
+    // A sign would be taken for a part of the number.
+    let is_number = text.bytes().all(|b| b.is_ascii_digit());
+    u8::from_str_radix(text, 8).ok().filter(|_| is_number)
 }
 
 #[cfg(test)]
@@ -79,6 +81,7 @@ mod tests {
         assert_eq!(found[0].number, "254:3");
         assert_eq!(found[0].source, Path::new("/dev/mapper/x"));
         assert_eq!(found[1].at.as_os_str().as_bytes(), b"/x\xff\n");
+        assert_eq!(unescape(b"\\+12\\777\\0"), Path::new("\\+12\\777\\0"));
         assert!(!mounts().unwrap().is_empty());
     }
 }
