@@ -36,7 +36,6 @@ is_made() {
     printf '[Unit]\nRequiresMountsFor=%s\n' "$root" >"/etc/systemd/system/$unit.service.d/disk.conf"
     systemctl daemon-reload
     systemctl start "ploop@$name"
-    udevadm settle
     mkfs.ext4 -q "$device"
     systemctl start "var-lib-machines-$name.mount"
     tar -C "$root" --numeric-owner -xpf "$share/container.tar"
@@ -76,7 +75,6 @@ rolled_back() {
     systemctl stop "ploop@$name"
     ploopctl snapshot switch --uuid "$(cat "$state/uuid")" "$home"
     systemctl start "ploop@$name"
-    udevadm settle
     mount -o ro,noload "$device" /mnt
     same "$(all_of /mnt)" "$(cat "$state/all")" 'all files'
     umount /mnt

@@ -22,7 +22,6 @@ volume_is_made() {
     ploopctl create --descriptor -s 128M "$home"
     disk "$name" "$home"
     systemctl start "ploop@$name"
-    udevadm settle
     mkfs.ext4 -q "$device"
     podman volume create --opt type=ext4 --opt "device=$device" --opt o=noatime "$name"
 }
@@ -60,7 +59,6 @@ rolled_back() {
     systemctl stop "ploop@$name"
     ploopctl snapshot switch --uuid "$(cat "$state/uuid")" "$home"
     systemctl start "ploop@$name"
-    udevadm settle
     podman start "$name"
     same "$(inside '/bin/busybox cat /data/state')" one 'after going back'
     same "$(inside '/bin/busybox sha256sum </data/file')" "$(cat "$state/file")" 'the file after going back'

@@ -65,7 +65,6 @@ created() {
     ploopctl create -s 128M "$node1/$name.img"
     disk "$name" "$node1/$name.img" noauto
     systemctl start "ploop@$name"
-    udevadm settle
     # The node installs it.
     mkfs.ext4 -q "$device"
     mount "$device" /mnt
@@ -114,7 +113,6 @@ failed_over() {
     figure "vm: moved to the other node were $(mib "$moved") MiB, of a file of $(($(stat -c %s "$moved") >> 20)) MiB"
     disk "$name" "$moved" noauto
     systemctl start "ploop@$name"
-    udevadm settle
     boot "$device" || die 'it does not boot'
     same "$(in_vm 'mount /dev/vda /mnt && cat /mnt/kept')" kept 'what was synced'
     same "$(in_vm 'sha256sum </mnt/written')" "$(cat "$state/written")" 'what it wrote before'
@@ -138,7 +136,6 @@ imported() {
     for image in from-raw from-qcow2; do
         disk "$image" "/srv/$image.img" noauto
         systemctl start "ploop@$image"
-        udevadm settle
         cmp "/dev/disk/by-ploop/$image" /srv/export.raw
         e2fsck -fn "/dev/disk/by-ploop/$image"
         mount -o ro,noload "/dev/disk/by-ploop/$image" /mnt
@@ -155,7 +152,6 @@ adopted() {
     if ploopctl create -s 128M /srv/export.raw; then die 'it was made over a file that exists'; fi
     disk old /srv/export.raw noauto,format=raw
     systemctl start ploop@old
-    udevadm settle
     boot /dev/disk/by-ploop/old || die 'it does not boot'
     same "$(in_vm 'mount /dev/vda /mnt && sha256sum </mnt/written')" "$(cat "$state/written")" 'what it wrote before'
     in_vm 'echo adopted >/mnt/adopted'
