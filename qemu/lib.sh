@@ -107,6 +107,23 @@ cached() {
 
 in_root() { "$top/qemu/in-root" "$@"; }
 
+# update_lists: ask the archive what it has, once per shell. Apt does not wait for another of its kind.
+update_lists() {
+    [[ -z ${updated-} ]] || return 0
+    updated=1
+    say kernel "asking the archive which kernels it has"
+    mkdir -p "$cache"
+    quietly kernel "$logs/apt-update.log" flock "$cache/apt.lock" "$top/qemu/in-root" --root apt-get update ||
+        die kernel "cannot reach the archive"
+}
+
+# left_archive AREA ABI: something of that kernel could not be had. Say so if it cannot be had any more.
+left_archive() {
+    (update_lists) || return 0
+    in_root "$top/qemu/kernel" --is-complete "$2" ||
+        say "$1" "the archive no longer holds all of the kernel $2: KERNEL=newest takes a newer one"
+}
+
 # enter_root "$0" "$@": run the calling script again inside the build root,
 # unless it is there already.
 enter_root() {
