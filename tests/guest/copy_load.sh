@@ -116,3 +116,12 @@ device=$(attach "$SCRATCH/disk")
 other=$(attach "$copies/disk")
 same_content "$other" "$device"
 detach "$device" "$other"
+
+note 'a raw disk on a block device'
+dmsetup create node --table "0 32768 linear $(scratch_disk 2) 0"
+device=$(attach -f raw /dev/mapper/node)
+dd if=/dev/urandom of="$device" bs=1M count=16 oflag=direct conv=notrunc status=none
+timeout "$(limit 120)" ploopctl copy send --to "$copies/node" "$device"
+expect_same_bytes "$copies/node" "$device"
+detach "$device"
+dmsetup remove --retry node

@@ -128,15 +128,13 @@ impl SourceFile {
         &self.file
     }
 
-    /// Length of the file now.
+    /// Length now, also of a block device, of which metadata has none.
     pub fn len_bytes(&self) -> Result<u64> {
-        let len = self.file.metadata().map(|m| m.len());
-        len.map_err(|e| {
-            Error::io(
-                Code::Stat,
-                format!("cannot stat {}", self.path.display()),
-                e,
-            )
+        let end = lseek(&self.file, 0, Whence::SeekEnd);
+        let end = end.and_then(|end| u64::try_from(end).map_err(|_| Errno::EOVERFLOW));
+        end.map_err(|e| {
+            let what = format!("cannot find the end of {}", self.path.display());
+            Error::io(Code::Stat, what, e)
         })
     }
 

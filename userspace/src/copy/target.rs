@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{fallocate, renameat2, FallocateFlags, Flock, FlockArg, RenameFlags, AT_FDCWD};
 use nix::libc;
 use ploop_pure::layout::ploop1::{Header, HEADER_BYTES};
-use ploop_pure::units::{ImageCluster, INDEX_PAGE_BYTES};
+use ploop_pure::units::{ImageCluster, INDEX_PAGE_BYTES, SECTOR_BYTES};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -329,8 +329,17 @@ impl TargetFile {
 
     /// What came must be what was announced, and an image without damage.
     fn judge(&self) -> Result<()> {
+        let not_as_said = || {
+            let what = "the image that came is not the one that was announced";
+            Error::new(Code::Protocol, what)
+        };
         let Format::Ploop1(version) = self.info.format else {
-            return Ok(());
+            // OpenVZ's streams do not say how large it is.
+            let said = self.info.size_sectors;
+            return match said == 0 || self.len_bytes / SECTOR_BYTES == said {
+                true => Ok(()),
+                false => Err(not_as_said()),
+            };
         };
         let image = Image::open(&self.path, Access::Read)?;
         let report = image.check()?.map_err(|p| image.not_an_image(p))?;
@@ -339,8 +348,7 @@ impl TargetFile {
             && header.cluster.sectors() == self.info.cluster_sectors
             && header.size_sectors == self.info.size_sectors;
         if !is_it {
-            let what = "the image that came is not the one that was announced";
-            return Err(Error::new(Code::Protocol, what));
+            return Err(not_as_said());
         }
         if report.findings.cure().is_some() {
             let first = report
