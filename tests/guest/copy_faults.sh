@@ -107,6 +107,16 @@ wait "$copy" || die 'the copy failed'
 ploopctl descriptor validate "$SCRATCH/copy" >/dev/null
 rm -rf "$SCRATCH/copy"
 
+note 'a command that does not end'
+got=0
+timeout "$(limit 120)" ploopctl copy send --keep-frozen --timeout "$(limit 10)" \
+    --through "ploopctl copy receive $SCRATCH/endless; exec sleep 3600" "$device" 2>"$TEST_DIR/said" || got=$?
+expect_same "$got" 13 "$(tail -n 3 "$TEST_DIR/said")"
+grep -q 'does not end' "$TEST_DIR/said" || die "it says: $(<"$TEST_DIR/said")"
+ploopctl descriptor validate "$SCRATCH/endless" >/dev/null
+rm -rf "$SCRATCH/endless"
+sound 'a command that does not end'
+
 touch "$TEST_DIR/stop"
 wait "$churn"
 umount "$TEST_DIR/fs"

@@ -36,6 +36,8 @@ mod shown;
 /// How long a command has to end after the copy has failed.
 const GRACE: Duration = Duration::from_secs(3);
 const NAP: Duration = Duration::from_millis(50);
+/// What to heed where a copy is complete, and the command failed all the same.
+const TWO: &str = "the disk here goes on: do not use both";
 
 /// Runs the command.
 pub fn run(command: &CopyCommand) -> Result<()> {
@@ -83,7 +85,7 @@ fn send(args: &CopySendArgs) -> Result<()> {
         Ok(frozen) => (Ok(()), frozen),
         Err(e) => (Err(e), None),
     };
-    other.finish(sent)?;
+    other.finish(sent, &mut requests.borrow_mut(), patience(args.timeout))?;
     if let Some(kernel) = frozen {
         kernel.keep_frozen();
     }
@@ -367,8 +369,14 @@ impl Peer {
 }
 
 impl Other {
-    /// Waits until the other side has ended, and says what became of the copy.
-    fn finish(self, sent: Result<()>) -> Result<()> {
+    /// Waits until the other side has ended, a command no longer than `patience`, and says what became
+    /// of the copy.
+    fn finish(
+        self,
+        sent: Result<()>,
+        requests: &mut Requests,
+        patience: Option<Duration>,
+    ) -> Result<()> {
         match self {
             Self::Nobody => sent,
             Self::Here(thread) => match (sent, thread.join()) {
@@ -379,11 +387,15 @@ impl Other {
                 (Ok(()), Err(_)) => Err(Error::new(Code::System, "the receiver ended")),
             },
             Self::Command(mut child) => {
-                if sent.is_err() {
+                let ended = match sent {
+                    Ok(()) => await_end(&mut child, requests, patience),
+                    Err(e) => Err(e),
+                };
+                if ended.is_err() {
                     give_time(&mut child);
                 }
                 let status = child.wait();
-                sent?;
+                ended?;
                 let status = status
                     .map_err(|e| Error::io(Code::System, "cannot wait for the command", e))?;
                 if !status.success() {
@@ -394,6 +406,23 @@ impl Other {
             }
         }
     }
+}
+
+/// Waits until a command ends that has nothing left to do.
+fn await_end(child: &mut Child, requests: &mut Requests, patience: Option<Duration>) -> Result<()> {
+    let begun = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) {
+        if requests.is_end_asked() {
+            let what = "ended early, as asked; the copy is complete, and its command had not ended";
+            return Err(Error::new(Code::Aborted, what).hint(TWO));
+        }
+        if patience.is_some_and(|patience| begun.elapsed() >= patience) {
+            let what = "the copy is complete, but the command does not end";
+            return Err(Error::new(Code::Protocol, what).hint(TWO));
+        }
+        sleep(NAP);
+    }
+    Ok(())
 }
 
 /// Lets a command end that has lost its input; one that does not is ended.
