@@ -65,6 +65,13 @@ fn an_image_is_no_disk_without_what_a_backup_left_above_it() {
     put_u32(&above, entry(0), 1);
     set_len(&above, 2 << 16);
     refused(&scratch, &image, 38, "is not all of its disk");
+    // Nor is a chain that ends in it, or another image on it.
+    let base = scratch.create("base.img", &["-s", "4M", "-b", "64K"]);
+    let other = scratch.create("b.img", &["-s", "4M", "-b", "64K"]);
+    for (lower, upper) in [(&base, &image), (&image, &other)] {
+        let args = ["merge", lower.to_str().unwrap(), upper.to_str().unwrap()];
+        ploopctl(&args).expect(38).says(&["is not all of its disk"]);
+    }
     let before = fs::read(&image).unwrap();
     on(
         &image,

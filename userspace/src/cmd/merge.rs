@@ -2,6 +2,7 @@
 //! `ploopctl merge`: of files by us, of levels of a device by the kernel.
 
 use super::attached;
+use super::backup::interim;
 use crate::cli::MergeArgs;
 use crate::disk::{Live, Work};
 use crate::error::{Code, Error, Result};
@@ -23,6 +24,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         return level(args, &device, upper);
     }
     let lower = &args.lower;
+    interim::must_be_uppermost(lower, upper)?;
     attached::must_be_alone(upper, args.force)?;
     attached::must_be_ours(lower, args.force)?;
     let merged = offline::merge(lower, args.format.into(), upper, &mut Shown::new())?;

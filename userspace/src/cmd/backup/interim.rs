@@ -105,15 +105,31 @@ pub fn must_be_given(images: &[PathBuf]) -> Result<()> {
         return Ok(());
     };
     let (at, image) = (last.display(), first.display());
+    let given: Vec<_> = images.iter().map(|p| p.display().to_string()).collect();
+    let given = given.join(" ");
     let all: Vec<_> = above.iter().map(|p| p.display().to_string()).collect();
     let what = format!(
         "{at} is not all of its disk: what was written while a backup ran is in {}",
         all.join(", ")
     );
     Err(Error::new(Code::Param, what).hint(format!(
-        "'ploopctl attach {at} {image}' attaches both, then 'ploopctl merge' that device makes them one; \
+        "'ploopctl attach {given} {image}' attaches it with that, then 'ploopctl merge' that device makes them one; \
          if what is in {image} is not wanted, remove it"
     )))
+}
+
+/// Refuses to merge `upper` into `lower` where a backup left another image above the one or the other: it
+/// builds on what they are now.
+pub fn must_be_uppermost(lower: &Path, upper: &Path) -> Result<()> {
+    must_be_given(&[lower.to_owned(), upper.to_owned()])?;
+    let is_upper = |path: &PathBuf| match (fs::canonicalize(path), fs::canonicalize(upper)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if above(lower).iter().any(|path| !is_upper(path)) {
+        return must_be_given(&[lower.to_owned()]);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
