@@ -74,6 +74,8 @@ pub struct Attached {
     pub index: u32,
     /// The top.
     top: Judged,
+    /// Steps of the repairs that were made; of a lower image with its path.
+    repaired: Vec<String>,
 }
 
 /// Runs the command.
@@ -102,7 +104,7 @@ pub fn run(args: &AttachArgs) -> Result<()> {
         }
     };
     let before = match &disk {
-        Some(disk) if !args.read_only => disk.members(disk.descriptor().disk().top, true)?,
+        Some(disk) if !args.read_only => disk.members(disk.descriptor().disk().top, args.force)?,
         Some(_) | None => Vec::new(),
     };
     let attached = images(&args)?;
@@ -121,7 +123,7 @@ pub fn run(args: &AttachArgs) -> Result<()> {
         images: &args.images,
         format: format_name(attached.top.format),
         read_only: args.read_only,
-        repaired: attached.top.repaired,
+        repaired: attached.repaired,
     })
 }
 
@@ -193,7 +195,22 @@ pub fn images(args: &AttachArgs) -> Result<Attached> {
         hand_over::start(args, &judged)?
     };
     match judged.pop() {
-        Some(top) => Ok(Attached { index, top }),
+        Some(mut top) => {
+            let of_lower = judged.iter().flat_map(|below| {
+                let at = below.image.path().display();
+                below
+                    .repaired
+                    .iter()
+                    .map(move |step| format!("{at}: {step}"))
+            });
+            let mut repaired: Vec<_> = of_lower.collect();
+            repaired.append(&mut top.repaired);
+            Ok(Attached {
+                index,
+                top,
+                repaired,
+            })
+        }
         None => Err(Error::new(Code::Param, "no image was given")),
     }
 }

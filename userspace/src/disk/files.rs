@@ -216,7 +216,7 @@ impl Opened {
             let what = format!("a lower image changed since it was closed: {first}");
             return Err(Error::new(Code::Descriptor, what).hint(
                 "what builds on it may be damaged by that. If the change was meant, or it is a copy, \
-                 --force goes on and takes it as it is",
+                 'ploopctl attach --force' of the disk takes it as it is",
             ));
         }
         Ok(chain

@@ -27,10 +27,14 @@ impl Opened {
             let what = format!("several deltas build on {parent}: none can be merged into it");
             return Err(Error::new(Code::Param, what).hint("'ploopctl snapshot tree' shows them"));
         }
-        self.members(disk.top, true)?;
+        let users = self.users(outside)?;
+        // A device that writes was let have them. Else the merge would make a change for good that may
+        // have damaged what builds on it, and forget it.
+        let force = !users.writers.is_empty();
+        self.members(disk.top, force)?;
+        self.members(child, force)?;
         let (lower, upper) = (self.member(parent)?, self.member(child)?);
         lower.must_be_ours()?;
-        let users = self.users(outside)?;
         let of_both =
             |d: &&Device| d.delta_of(&lower.path).is_some() || d.delta_of(&upper.path).is_some();
         if let Some(device) = users.readers.iter().find(of_both) {

@@ -544,6 +544,11 @@ fn a_lower_image_that_changed_is_noticed() {
         "{e}"
     );
     assert_eq!(opened.members(Guid::TOP, true).unwrap().len(), 3);
+    // A merge would make it part of the disk for good, and forget it.
+    for merged in [opened.merge(&rig.fake, None), opened.merge_all(&rig.fake)] {
+        assert_eq!(merged.unwrap_err().code(), Code::Descriptor);
+    }
+    assert!(opened.delete(&rig.fake, A).is_err());
     // Nothing but the word of somebody makes it good.
     opened.record_lower().unwrap();
     assert!(opened.compact(&rig.fake).is_err());
