@@ -21,4 +21,8 @@ cmp -n 524288 -i 524288:0 "$device" /dev/zero >&2 || die 'what lies behind the e
 # Nor is it copied.
 dd if="$TEST_DIR/data" of="$device" bs=512 seek=1500 count=1 oflag=direct conv=notrunc status=none
 cmp -n $((1500 * 512 - 524288)) -i 524288:0 "$device" /dev/zero >&2 || die 'what lies behind the end of the base was copied'
+# Nor is it in a backup.
+ploopctl backup full "$device" "$SCRATCH/backup" >/dev/null
+ploopctl backup restore -f raw --to "$SCRATCH/restored" "$SCRATCH/backup" >/dev/null
+expect_same_bytes "$SCRATCH/restored" "$device"
 detach "$device"

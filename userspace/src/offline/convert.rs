@@ -346,13 +346,15 @@ fn ploop1(image: &Image, level: usize, state: State) -> Result<(Delta<'_>, Membe
         State::Attached => readable(image)?,
     };
     let header = report.findings.header;
+    // One that is attached may have entries behind the end of its disk, which nothing shows.
+    let shown = header.without_surplus();
     let member = Member {
         kind: Kind::Ploop1(header.version),
         cluster: header.cluster,
         size_sectors: header.size_sectors,
         is_writable: false,
     };
-    Ok((Delta::Ploop1(image, Index::new(image, header)), member))
+    Ok((Delta::Ploop1(image, Index::new(image, shown)), member))
 }
 
 impl Delta<'_> {
