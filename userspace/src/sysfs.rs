@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -365,7 +365,7 @@ fn read_delta(dir: &Path, level: u32) -> io::Result<Delta> {
     let info = fs::read_to_string(dir.join("image_info"))?;
     let (ino, dev) = parse_info(&info)
         .ok_or_else(|| io::Error::other(format!("image_info says {:?}", info.trim_end())))?;
-    Ok(Delta {
+    let mut delta = Delta {
         level,
         image: OsString::from_vec(bytes(&dir.join("image"))?).into(),
         format: line(&dir.join("format"))?,
@@ -373,7 +373,41 @@ fn read_delta(dir: &Path, level: u32) -> io::Result<Delta> {
         read_only: number(&dir.join("ro"))? != 0,
         ino,
         dev,
-    })
+    };
+    if !delta.is_reachable() {
+        let named = unescaped(&delta.image);
+        if Path::new(&named) != delta.image {
+            let raw = std::mem::replace(&mut delta.image, named);
+            if !delta.is_reachable() {
+                delta.image = raw;
+            }
+        }
+    }
+    Ok(delta)
+}
+
+/// The path of which the kernel shows bytes that are not Unicode as `\xNN`. A path may have such a text
+/// itself, so the one that leads to the image is right.
+fn unescaped(path: &Path) -> PathBuf {
+    let shown = path.as_os_str().as_bytes();
+    let mut bytes = Vec::with_capacity(shown.len());
+    let mut rest = shown;
+    while let Some((&first, after)) = rest.split_first() {
+        let hex = after.strip_prefix(b"x").and_then(|hex| hex.get(..2));
+        let hex = hex.and_then(|hex| std::str::from_utf8(hex).ok());
+        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match byte {
+            Some(byte) if first == b'\\' && !byte.is_ascii() => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            Some(_) | None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(bytes).into()
 }
 
 /// Reads `ino:%lu\nsdev:maj:min\n`.

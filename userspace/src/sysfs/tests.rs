@@ -169,6 +169,30 @@ fn names_may_be_any_bytes() {
     assert_eq!(json["deltas"][0]["image"], "/a\u{fffd}");
 }
 
+/// The kernel shows bytes that are no UTF-8 as `\xNN`: such images were said to have been removed.
+#[test]
+fn a_path_is_what_the_kernel_shows_of_it() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let tree = Tree::new("sysfs-escaped");
+    let image = tree.0.join(OsStr::from_bytes(b"gr\xfc\xdfe"));
+    let itself = tree.0.join(r"a\xfcb");
+    tree.device(1, true, 0);
+    let shown = tree.0.join(r"gr\xfc\xdfe");
+    for (image, shown) in [(&image, &shown), (&itself, &itself)] {
+        fs::write(image, "").unwrap();
+        tree.delta(1, shown, &info(image));
+        let device = Sysfs::at(&tree.0).device(1).unwrap().unwrap();
+        assert_eq!(device.top().unwrap().reachable().unwrap(), image);
+        assert!(device.delta_of(image).is_some());
+    }
+    // What leads nowhere is shown as the kernel does.
+    fs::remove_file(&image).unwrap();
+    tree.delta(1, &shown, "ino:1\nsdev:0:99\n");
+    let device = Sysfs::at(&tree.0).device(1).unwrap().unwrap();
+    assert_eq!(device.top().unwrap().image, shown);
+}
+
 #[test]
 fn another_file_of_the_name_is_not_the_image() {
     let tree = Tree::new("sysfs-replaced");
