@@ -198,8 +198,10 @@ pub(crate) fn make(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Resul
         }
         Err(e) => return Err(creating(path, e)),
     }
-    // The name must be durable too. From here on the image is there.
-    sync_dir(dir)
+    // The name must be durable too: what is told as a failure leaves no file.
+    sync_dir(dir).inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
 }
 
 /// Makes the names in a directory durable.
