@@ -116,9 +116,13 @@ fn mount_device(args: &SnapshotMountArgs, index: u32, requests: &mut Requests) -
         return Ok(chosen.node);
     }
     if !without_journal.is_empty() && try_with(&options(without_journal))?.status.success() {
-        output::note(
-            "note: the snapshot was made without freezing its file system: what its journal holds is missing",
-        );
+        output::note(if chosen.kind == "xfs" {
+            // Its log is not empty even when it is frozen.
+            "note: the log is not replayed: if the snapshot was made without freezing its file system, \
+             what the log holds is missing"
+        } else {
+            "note: the snapshot was made without freezing its file system: what its journal holds is missing"
+        });
         return Ok(chosen.node);
     }
     let said = String::from_utf8_lossy(&first.stderr).trim().to_owned();

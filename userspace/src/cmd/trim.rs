@@ -30,7 +30,7 @@ pub fn run(args: &TrimArgs) -> Result<()> {
             "note: no file system on {at} is mounted here: nothing is trimmed"
         ));
     }
-    let mut failed = None;
+    let mut failed: Option<Error> = None;
     for (point, file) in points {
         match trim(&point, &file) {
             Ok(bytes) => {
@@ -38,8 +38,10 @@ pub fn run(args: &TrimArgs) -> Result<()> {
                 output::text(&line)?;
             }
             Err(e) => {
-                output::note(&format!("ploopctl: {e}"));
-                failed = Some(e);
+                // The last one is told at the end.
+                if let Some(before) = failed.replace(e) {
+                    output::note(&format!("ploopctl: {before}"));
+                }
             }
         }
     }
