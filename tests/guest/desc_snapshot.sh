@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 # Snapshots of a disk in use: made, mounted and merged away while a file system on
-# it is written to; the tool killed before each of its calls; a disk stacked with
+# it is written to, and checked; the tool killed before each of its calls; a disk stacked with
 # device mapper. The disk always reads as written, each snapshot as it was.
 # timeout: 600
 . "$(dirname "$0")/lib.sh"
 
-need strace dmsetup e2fsck resize2fs blkid jq
+need strace dmsetup e2fsck resize2fs mkfs.xfs xfs_repair blkid jq
 
 scratch_fs ext4
 disk=$SCRATCH/disk at=$TEST_DIR/mnt backup=$TEST_DIR/backup
@@ -40,7 +40,13 @@ for name in "$first:1" "$second:2" "$third:3"; do
     expect_fail ploopctl snapshot delete --uuid "${name%:*}" "$disk"
     ploopctl snapshot umount "$backup"
 done
+# A file that was removed while it is open is no damage.
+exec 7>"$at/removed"
+head -c 1M /dev/urandom >&7
+rm "$at/removed"
 ploopctl fscheck "$disk" >/dev/null
+exec 7>&-
+[[ -z $(compgen -G "$disk/fscheck*") ]] || die 'fscheck has left an image'
 expect_same "$(ploopctl snapshot list --json "$disk" | jq '.snapshots | length')" 4 'deltas after fscheck'
 
 note 'merged away from the middle, the base, and the top'
@@ -153,3 +159,21 @@ umount "$at"
 dmsetup remove stacked
 ploopctl snapshot delete --uuid "$uuid" "$disk"
 detach "$disk"
+
+note 'fscheck of XFS, whose log is never empty while it is mounted'
+ploopctl create --descriptor -s 320M -b 64K "$SCRATCH/xfs"
+device=$(attach "$SCRATCH/xfs")
+mkfs.xfs -q "$device"
+mount "$device" "$at"
+cp /bin/bash "$at"
+exec 7>"$at/removed"
+rm "$at/removed"
+ploopctl fscheck "$SCRATCH/xfs" >/dev/null
+exec 7>&-
+umount "$at"
+# The root of its free space, which is not needed to mount it.
+dd if=/dev/urandom of="$device" bs=4k count=1 seek=1 oflag=direct conv=notrunc status=none
+status=0
+ploopctl fscheck "$SCRATCH/xfs" >/dev/null 2>&1 || status=$?
+expect_same "$status" 41 'the status of fscheck of what is damaged'
+detach "$SCRATCH/xfs"

@@ -274,7 +274,9 @@ pub struct ReplaceArgs {
 /// Check the file systems of a disk, also while it is in use.
 ///
 /// A disk that is attached gets a snapshot for the time, which is merged away afterwards. The file
-/// systems are looked at with 'fsck -n', and not changed.
+/// systems are looked at with 'fsck -n', and not changed: an empty image is put above the disk for the
+/// time, in its directory, in which journals are replayed first, as the next mount would; that of XFS by
+/// the kernel.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit codes:
