@@ -44,7 +44,16 @@ expect_same_bytes "$at/kept" "$TEST_DIR/kept"
 # A detach that cannot be lets nothing fail.
 expect_fail ploopctl detach --force "$device" 2>"$TEST_DIR/said"
 grep -q "in use: mounted at $at" "$TEST_DIR/said" || die "detach said $(<"$TEST_DIR/said")"
+# Nor where it is mounted for others only.
+unshare --mount sh -c "touch '$TEST_DIR/apart'; exec sleep 3600" &
+apart=$!
+retry 20 test -e "$TEST_DIR/apart" || die 'no mount namespace'
 umount "$at"
+expect_fail ploopctl detach --force "$device" 2>"$TEST_DIR/said"
+grep -q "mounted at $at in the mount namespace of process $apart" "$TEST_DIR/said" || die "detach said $(<"$TEST_DIR/said")"
+kill "$apart"
+wait "$apart" || true
+retry 20 test ! -e "/sys/fs/ext4/${device##*/}" || die 'it stays mounted'
 ploopctl trim "$device" 2>"$TEST_DIR/said"
 grep -q 'nothing is trimmed' "$TEST_DIR/said" || die 'trimmed what is not mounted'
 e2fsck -f -n "$device" >/dev/null || die 'the file system is damaged'

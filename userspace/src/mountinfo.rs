@@ -2,6 +2,8 @@
 //! What is mounted, as the kernel tells it. Paths are bytes: one that is not Unicode hides nothing.
 
 use crate::error::{Code, Error, Result};
+use crate::locks;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -25,6 +27,23 @@ pub fn mounts() -> Result<Vec<Mount>> {
     let text =
         fs::read(PATH).map_err(|e| Error::io(Code::System, format!("cannot read {PATH}"), e))?;
     Ok(parse(&text))
+}
+
+/// What is mounted in other mount namespaces, those of containers and of services: each with a process
+/// that is in it. Those of no process are not found, nor those that we may not look into.
+pub fn elsewhere() -> Vec<(i32, Vec<Mount>)> {
+    let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mut seen: BTreeSet<PathBuf> = space("self").into_iter().collect();
+    let mut found = Vec::new();
+    for pid in locks::pids() {
+        if !space(&pid.to_string()).is_some_and(|space| seen.insert(space)) {
+            continue;
+        }
+        if let Ok(text) = fs::read(format!("/proc/{pid}/mountinfo")) {
+            found.push((pid, parse(&text)));
+        }
+    }
+    found
 }
 
 /// A line is `36 35 182:33 / /mnt rw,noatime shared:1 - ext4 /dev/ploop2p1 rw`.
@@ -83,5 +102,11 @@ mod tests {
         assert_eq!(found[1].at.as_os_str().as_bytes(), b"/x\xff\n");
         assert_eq!(unescape(b"\\+12\\777\\0"), Path::new("\\+12\\777\\0"));
         assert!(!mounts().unwrap().is_empty());
+        // Whatever there is, it is not ours.
+        let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+        for (process, _) in elsewhere() {
+            let other = fs::read_link(format!("/proc/{process}/ns/mnt"));
+            assert!(other.map_or(true, |other| other != own), "{process}");
+        }
     }
 }

@@ -328,12 +328,28 @@ fn mounts(index: u32) -> Result<Vec<String>> {
         .filter(|mount| is_of(mount, index))
         .map(|mount| format!("mounted at {}", mount.at.display()))
         .collect();
+    if found.is_empty() {
+        // What is mounted here is there in many namespaces, too, and goes from all.
+        found.extend(mounts_elsewhere(index));
+    }
     let swaps = fs::read("/proc/swaps").unwrap_or_default();
     let swaps = swaps.split(|b| *b == b'\n').skip(1);
     let swaps = swaps.filter_map(|l| Some(mountinfo::unescape(l.split(|b| *b == b' ').next()?)));
     let swaps = swaps.filter(|path| is_of_disk(path, index));
     found.extend(swaps.map(|path| format!("swap space on {}", path.display())));
     Ok(found)
+}
+
+fn mounts_elsewhere(index: u32) -> Vec<String> {
+    let mut found = Vec::new();
+    for (pid, mounts) in mountinfo::elsewhere() {
+        let of_disk = mounts.iter().filter(|mount| is_of(mount, index));
+        found.extend(of_disk.map(|mount| {
+            let (at, who) = (mount.at.display(), locks::process(pid));
+            format!("mounted at {at} in the mount namespace of {who}")
+        }));
+    }
+    found
 }
 
 /// Device N of what is mounted at `path`, by the name of its source: for file systems with numbers
