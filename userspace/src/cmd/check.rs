@@ -277,11 +277,28 @@ fn live(job: &Job, device: &Device) -> Result<()> {
         return Err(Error::new(Code::NotAnImage, what));
     }
     let image = Image::open(top.reachable()?, Access::Read)?;
+    let report = match look_live(&image)? {
+        Ok(report) => report,
+        Err(problem) => return invalid(job, &image, problem),
+    };
+    output::note(&format!("note: {}", super::LAGS));
+    tell(job, path, &report, None, Mode::Live)?;
+    if report.problems.is_empty() {
+        return Ok(());
+    }
+    let what = format!("{} is damaged", path.display());
+    let hint = "detach the device, then 'ploopctl check --repair' the image";
+    Err(Error::new(Code::Damaged, what).hint(hint))
+}
+
+/// What is wrong with the image of a running device, beside what is right as long as it runs. It changes
+/// while it is looked at: what shows once only is nothing.
+pub fn look_live(image: &Image) -> Result<std::result::Result<Report, Problem>> {
     let mut tries = 0;
-    let report = loop {
+    loop {
         let mut report = match image.check()? {
             Ok(report) => report,
-            Err(problem) => return invalid(job, &image, problem),
+            Err(problem) => return Ok(Err(problem)),
         };
         // The mark is right, and the file grows ahead of the entries.
         let is_of_whole = |p: &Problem| {
@@ -296,18 +313,10 @@ fn live(job: &Job, device: &Device) -> Result<()> {
         report.problems.retain(|p| !is_of_whole(p));
         tries += 1;
         if report.problems.is_empty() || tries == LIVE_TRIES {
-            break report;
+            return Ok(Ok(report));
         }
         std::thread::sleep(std::time::Duration::from_millis(200));
-    };
-    output::note(&format!("note: {}", super::LAGS));
-    tell(job, path, &report, None, Mode::Live)?;
-    if report.problems.is_empty() {
-        return Ok(());
     }
-    let what = format!("{} is damaged", path.display());
-    let hint = "detach the device, then 'ploopctl check --repair' the image";
-    Err(Error::new(Code::Damaged, what).hint(hint))
 }
 
 /// What kind of look an answer is about.

@@ -5,7 +5,7 @@ mod of_disk;
 
 use super::list::Row;
 use super::op::{self, Shown};
-use super::{Target, LAGS};
+use super::{check, Target, LAGS};
 use crate::cli::TargetArgs;
 use crate::error::{Code, Error, Result};
 use crate::image::{Access, Image, Report};
@@ -111,16 +111,26 @@ fn look(path: &Path, device: Option<&Device>) -> Result<Ploop1> {
         return Err(Error::new(Code::NotAnImage, what)
             .hint("if it is a raw image, there is nothing to show: it is the disk byte for byte"));
     }
-    let report = image.check()?.map_err(|p| image.not_an_image(p))?;
+    let is_written = |d: &Device| d.running && d.delta_of(path).is_some_and(|l| !l.read_only);
+    let is_running = device.is_some_and(is_written);
+    let report = match is_running {
+        true => check::look_live(&image)?,
+        false => image.check()?,
+    };
+    let report = report.map_err(|p| image.not_an_image(p))?;
+    let is_damaged = match is_running {
+        true => !report.problems.is_empty(),
+        false => report.findings.cure().is_some() && !is_only_marked(&report),
+    };
     let blocks = image
         .file()
         .metadata()
         .map_err(|e| Error::io(Code::Stat, format!("cannot stat {}", path.display()), e))?
         .blocks();
-    Ok(summary(&report, blocks.saturating_mul(512)))
+    Ok(summary(&report, blocks.saturating_mul(512), is_damaged))
 }
 
-fn summary(report: &Report, allocated_size: u64) -> Ploop1 {
+fn summary(report: &Report, allocated_size: u64, damaged: bool) -> Ploop1 {
     let found = &report.findings;
     let header = found.header;
     Ploop1 {
@@ -136,7 +146,7 @@ fn summary(report: &Report, allocated_size: u64) -> Ploop1 {
         allocated_size,
         in_use: header.mark == Mark::InUse,
         empty_flag: header.flags & FLAG_EMPTY != 0,
-        damaged: found.cure().is_some() && !is_only_marked(report),
+        damaged,
         extension: extension_name(found.extension),
         bitmaps: report
             .bitmaps
