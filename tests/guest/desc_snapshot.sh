@@ -6,7 +6,7 @@
 # timeout: 600
 . "$(dirname "$0")/lib.sh"
 
-need strace dmsetup e2fsck resize2fs mkfs.xfs xfs_repair blkid jq
+need strace dmsetup e2fsck debugfs resize2fs mkfs.xfs xfs_repair blkid jq
 
 scratch_fs ext4
 disk=$SCRATCH/disk at=$TEST_DIR/mnt backup=$TEST_DIR/backup
@@ -176,4 +176,40 @@ dd if=/dev/urandom of="$device" bs=4k count=1 seek=1 oflag=direct conv=notrunc s
 status=0
 ploopctl fscheck "$SCRATCH/xfs" >/dev/null 2>&1 || status=$?
 expect_same "$status" 41 'the status of fscheck of what is damaged'
+
+note 'fscheck of ext4: what is more than a mount would set right stays damage'
+# damaged SAYS MKFS-OPTION COMMAND...: a link that nothing holds, and what lets e2fsck -p mend it.
+damaged() {
+    local word=$1 option=$2 command
+    mkfs.ext4 -q -F -O "$option" "$device"
+    for command in 'sif <2> links_count 9' "${@:3}"; do debugfs -w -R "$command" "$device" 2>>"$TEST_DIR/said"; done
+    status=0
+    ploopctl fscheck "$SCRATCH/xfs" >"$TEST_DIR/said" 2>&1 || status=$?
+    expect_same "$status" 41 'the status of fscheck'
+    grep -q "$word" "$TEST_DIR/said" || die "it says $(<"$TEST_DIR/said")"
+    ! grep -q 'looked at again' "$TEST_DIR/said" || die 'it was looked at after a repair'
+}
+damaged 'check forced' has_journal 'ssv last_orphan 5000'
+damaged 'damaged' ^has_journal 'ssv state 0'
 detach "$SCRATCH/xfs"
+
+note 'fscheck without space for what the mount would write'
+ploopctl create --descriptor -s 320M -b 1M "$SCRATCH/tight"
+device=$(attach "$SCRATCH/tight")
+mkfs.ext4 -q "$device"
+head -c 1M /dev/urandom >"$TEST_DIR/removed"
+for command in "write $TEST_DIR/removed removed" 'unlink removed' 'sif <12> links_count 0' 'ssv last_orphan 12' \
+    'feature +needs_recovery'; do
+    debugfs -w -R "$command" "$device" >/dev/null 2>&1
+done
+ploopctl fscheck "$SCRATCH/tight" 2>&1 | grep -q 'looked at again' || die 'nothing was replayed'
+detach "$SCRATCH/tight"
+# Room for less than the image and two clusters.
+read -r free size < <(stat -f -c '%f %S' "$SCRATCH")
+fallocate -l $((free * size - 1536 * 1024)) "$SCRATCH/fill"
+status=0
+ploopctl fscheck "$SCRATCH/tight" >"$TEST_DIR/said" 2>&1 || status=$?
+expect_same "$status" 20 "the status of fscheck, which says $(<"$TEST_DIR/said")"
+expect_same "$(find "$SCRATCH/tight" -name 'fscheck*' | wc -l)" 0 'images left'
+rm "$SCRATCH/fill"
+ploopctl fscheck "$SCRATCH/tight" 2>&1 | grep -q 'looked at again' || die 'nothing was replayed'

@@ -309,6 +309,11 @@ impl Sysfs {
         line(&self.dir(index).join("ptune/on_full"))
     }
 
+    /// Whether writes of device `index` wait for space now.
+    pub fn waits_for_space(&self, index: u32) -> bool {
+        line(&self.dir(index).join("pstate/space")).is_ok_and(|space| space == "full")
+    }
+
     /// Changes that.
     pub fn set_on_full(&self, index: u32, what: &str) -> io::Result<()> {
         fs::write(self.dir(index).join("ptune/on_full"), what)

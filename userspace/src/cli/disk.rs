@@ -274,16 +274,22 @@ pub struct ReplaceArgs {
 /// Check the file systems of a disk, also while it is in use.
 ///
 /// A disk that is attached gets a snapshot for the time, which is merged away afterwards. The file
-/// systems are looked at with 'fsck -n', and not changed: an empty image is put above the disk for the
-/// time, in its directory, in which journals are replayed first, as the next mount would; that of XFS by
-/// the kernel.
+/// systems are looked at with 'fsck -n', and not changed. What it complains of may be no more than what
+/// the next mount sets right: then an empty image above the disk, in its directory, takes what that mount
+/// would write first, and it is looked at again. For an XFS the kernel has to mount it, where nobody else
+/// sees it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit codes:
    0  all file systems are sound
   41  one is damaged
-  11  there is none")]
+  11  there is none
+  20  there is no space for what the next mount would write first")]
 pub struct FscheckArgs {
+    /// Have no XFS mounted, as that of a guest which is not trusted: one with a log that is not empty may
+    /// count as damaged
+    #[arg(long)]
+    pub no_mount: bool,
     /// The disk
     #[command(flatten)]
     pub disk: DiskArgs,

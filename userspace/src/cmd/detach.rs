@@ -18,6 +18,8 @@ use std::path::Path;
 
 /// `ptune/on_full` with which writes do not wait for space.
 pub const FAIL: &str = "fail";
+/// With which they do.
+pub const WAIT: &str = "wait";
 
 /// Runs the command.
 pub fn run(args: &DetachArgs) -> Result<()> {

@@ -4,7 +4,8 @@
 //!
 //! Also one that is frozen has files that were removed while they were open, or a log that is not empty,
 //! which its checker takes for damage. So above the disk there is an empty image that goes with the
-//! device, and journals are replayed there first: the disk itself is only read.
+//! device: what its checker complains of is looked at once more after its next mount's first steps, done
+//! there. The disk itself is only read.
 
 use super::mount::{file_systems, program, FileSystem};
 use super::{attach, detach, disk};
@@ -16,16 +17,16 @@ use crate::disk::{Live, Opened, Work};
 use crate::error::{Code, Error, Result};
 use crate::image::create::{self, Space};
 use crate::output;
-use crate::signals::{for_child, Requests};
+use crate::signals::Requests;
 use crate::sysfs::Sysfs;
 use ploop_pure::chain::DELTAS_MAX;
 use ploop_pure::layout::ploop1::Header;
-use std::fs::{self, File};
+use std::fs;
+use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::thread::sleep;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::{sleep, spawn};
 use std::time::Duration;
 
 /// How often it is looked whether a checker has ended, or the user wants an end.
@@ -36,13 +37,14 @@ pub fn run(args: &FscheckArgs) -> Result<()> {
     let mut requests = Requests::begin();
     let live = Live::default();
     let mut disk = disk::open(&args.disk.disk, &live, Work::Long, &args.disk.wait)?;
+    let is_mounting = !args.no_mount;
     if disk.users(&live)?.writers.is_empty() {
-        return look(&disk, None, &mut requests);
+        return look(&disk, None, is_mounting, &mut requests);
     }
     let uuid = disk.snapshot(&live, None, Freeze::Yes)?;
     let looked = disk
         .mark_temporary(uuid)
-        .and_then(|()| look(&disk, Some(uuid), &mut requests));
+        .and_then(|()| look(&disk, Some(uuid), is_mounting, &mut requests));
     let removed = disk.delete(&live, uuid);
     match (looked, removed) {
         (looked, Ok(_)) => looked,
@@ -54,11 +56,22 @@ pub fn run(args: &FscheckArgs) -> Result<()> {
     }
 }
 
-fn look(disk: &Opened, snapshot: Option<Guid>, requests: &mut Requests) -> Result<()> {
+fn look(
+    disk: &Opened,
+    snapshot: Option<Guid>,
+    is_mounting: bool,
+    requests: &mut Requests,
+) -> Result<()> {
     let guid = snapshot.unwrap_or(disk.descriptor().disk().top);
     let sysfs = Sysfs::default();
     let spare = Spare::attach(disk, guid)?;
-    let verdict = check_all(disk, &spare, &sysfs, requests);
+    let looking = Looking {
+        spare: &spare,
+        sysfs: &sysfs,
+        is_mounting,
+        requests,
+    };
+    let verdict = looking.all(disk);
     if let Some(device) = sysfs.device(spare.index)? {
         detach::device_cleanly(&sysfs, &device)?;
     }
@@ -95,10 +108,10 @@ impl Spare {
         args.images.push(path.clone());
         let attached = attach::images(&args);
         // The device has it open, and nobody else needs it.
-        fs::remove_file(&path).map_err(|e| {
-            let what = format!("cannot remove {}", path.display());
-            Error::io(Code::Unlink, what, e)
-        })?;
+        if let Err(e) = fs::remove_file(&path) {
+            let left = path.display();
+            output::note(&format!("note: {left} is left, and not needed: {e}"));
+        }
         Ok(Self {
             index: attached?.index,
             read_only: false,
@@ -126,42 +139,198 @@ fn make_spare(disk: &Opened, guid: Guid, nr_levels: usize) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn check_all(disk: &Opened, spare: &Spare, sysfs: &Sysfs, requests: &mut Requests) -> Result<()> {
-    let index = spare.index;
-    if !spare.read_only {
-        // On a full host it would wait, and nobody look at it.
-        sysfs.set_on_full(index, detach::FAIL).map_err(|e| {
-            let what = format!("cannot let writes of ploop{index} fail");
-            Error::io(Code::Sysfs, what, e)
-        })?;
-    }
-    let found = file_systems(index);
-    if found.is_empty() {
-        let what = format!("there is no file system on {}", disk.path().display());
-        return Err(Error::new(Code::NotAnImage, what));
-    }
-    let mut nr_bad = 0;
-    for fs in &found {
-        if !spare.read_only {
-            replay(fs, requests)?;
+/// The file systems of the device being looked at.
+struct Looking<'a> {
+    spare: &'a Spare,
+    sysfs: &'a Sysfs,
+    /// Whether the kernel may mount what only it can replay.
+    is_mounting: bool,
+    requests: &'a mut Requests,
+}
+
+impl Looking<'_> {
+    fn all(mut self, disk: &Opened) -> Result<()> {
+        let index = self.spare.index;
+        if !self.spare.read_only {
+            // Here it is seen that one waits; a program to which a write failed has damaged it.
+            self.sysfs.set_on_full(index, detach::WAIT).map_err(|e| {
+                let what = format!("cannot let writes of ploop{index} wait for space");
+                Error::io(Code::Sysfs, what, e)
+            })?;
         }
-        let is_sound = check(fs, requests)?;
-        let verdict = if is_sound { "sound" } else { "damaged" };
-        output::text(&format!("{} ({}): {verdict}\n", part_name(fs), fs.kind))?;
-        nr_bad += u64::from(!is_sound);
+        let found = file_systems(index);
+        if found.is_empty() {
+            let what = format!("there is no file system on {}", disk.path().display());
+            return Err(Error::new(Code::NotAnImage, what));
+        }
+        let mut nr_bad = 0;
+        for fs in &found {
+            let is_sound = self.one(fs)?;
+            let verdict = if is_sound { "sound" } else { "damaged" };
+            output::text(&format!("{} ({}): {verdict}\n", part_name(fs), fs.kind))?;
+            nr_bad += u64::from(!is_sound);
+        }
+        if nr_bad == 0 {
+            return Ok(());
+        }
+        let what = format!(
+            "{} of {} on {} {} damaged",
+            nr_bad,
+            output::count(found.len() as u64, "file system"),
+            disk.path().display(),
+            if nr_bad == 1 { "is" } else { "are" }
+        );
+        Err(Error::new(Code::Damaged, what)
+            .hint("unmount it, and let fsck of that file system mend it"))
     }
-    if nr_bad == 0 {
-        return Ok(());
+
+    fn one(&mut self, fs: &FileSystem) -> Result<bool> {
+        if self.check(fs)? {
+            return Ok(true);
+        }
+        if self.spare.read_only || !self.replay(fs)? {
+            return Ok(false);
+        }
+        output::note("note: this is looked at again as its next mount would make it");
+        self.check(fs)
     }
-    let what = format!(
-        "{} of {} on {} {} damaged",
-        nr_bad,
-        output::count(found.len() as u64, "file system"),
-        disk.path().display(),
-        if nr_bad == 1 { "is" } else { "are" }
-    );
-    Err(Error::new(Code::Damaged, what)
-        .hint("unmount it, and let fsck of that file system mend it"))
+
+    /// Does what its next mount would do first, and nothing else; whether it could.
+    fn replay(&mut self, fs: &FileSystem) -> Result<bool> {
+        match fs.kind.as_str() {
+            "ext3" | "ext4" => {
+                let mut preen = program("e2fsck");
+                preen.env("LC_ALL", "C").arg("-p").arg(&fs.node);
+                let (status, said) = self.told("e2fsck", &mut preen, fs)?;
+                Ok(matches!(status.code(), Some(0 | 1)) && said.lines().all(is_of_a_mount))
+            }
+            "xfs" if !self.is_mounting => {
+                output::note("note: its log is not replayed, which may be all that is wrong");
+                Ok(false)
+            }
+            // Only the kernel can; nobody else sees the mount, which ends with the program.
+            "xfs" => {
+                let mut mount = program("unshare");
+                mount.args(["--mount", "mount", "-t", "xfs", "-o"]);
+                mount.arg("nouuid,nosuid,nodev,noexec").arg(&fs.node);
+                let status = self.ran("unshare", mount.arg("/sys"), fs)?;
+                if !status.success() {
+                    output::note(
+                        "note: its log cannot be replayed, which may be all that is wrong",
+                    );
+                }
+                Ok(status.success())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether a checker that changes nothing finds it sound.
+    fn check(&mut self, fs: &FileSystem) -> Result<bool> {
+        let (name, options): (String, &[&str]) = match fs.kind.as_str() {
+            "ext2" | "ext3" | "ext4" => ("e2fsck".into(), &["-f", "-n"]),
+            "xfs" => ("xfs_repair".into(), &["-n"]),
+            "btrfs" => ("btrfs".into(), &["check", "--readonly", "--force"]),
+            kind => (format!("fsck.{kind}"), &["-n"]),
+        };
+        let mut checker = program(&name);
+        checker.args(options).arg(&fs.node);
+        let status = self.ran(&name, &mut checker, fs)?;
+        match status.code() {
+            Some(0) => Ok(true),
+            // fsck: from 8 up it could not do its work.
+            Some(code) if code & !7 == 0 => Ok(false),
+            _ => {
+                let what = format!("{name} could not check {}: {status}", fs.node.display());
+                Err(Error::new(Code::System, what))
+            }
+        }
+    }
+
+    /// Runs the program `name` on a file system until it ends. What it says goes to standard error.
+    fn ran(&mut self, name: &str, command: &mut Command, fs: &FileSystem) -> Result<ExitStatus> {
+        let own = std::io::stderr().as_fd().try_clone_to_owned();
+        command.stdout(Stdio::from(own.map_err(|e| cannot_run(name, fs, e))?));
+        let mut child = self.begin(name, command, fs)?;
+        self.await_end(name, &mut child, fs)
+    }
+
+    /// The same, and what it said on standard output.
+    fn told(
+        &mut self,
+        name: &str,
+        command: &mut Command,
+        fs: &FileSystem,
+    ) -> Result<(ExitStatus, String)> {
+        let mut child = self.begin(name, command.stdout(Stdio::piped()), fs)?;
+        let pipe = child.stdout.take();
+        let reader = spawn(move || {
+            let mut said = Vec::new();
+            let read = pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut said));
+            read.map(|_| String::from_utf8_lossy(&said).into_owned())
+        });
+        let status = self.await_end(name, &mut child, fs);
+        let said = reader
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the reader ended")))
+            .map_err(|e| cannot_run(name, fs, e))?;
+        output::note(said.trim_end());
+        Ok((status?, said))
+    }
+
+    /// It inherits that the signals wait for which we look.
+    fn begin(&mut self, name: &str, command: &mut Command, fs: &FileSystem) -> Result<Child> {
+        if self.requests.is_end_asked() {
+            return Err(ended_early());
+        }
+        command.spawn().map_err(|e| cannot_run(name, fs, e))
+    }
+
+    fn await_end(&mut self, name: &str, child: &mut Child, fs: &FileSystem) -> Result<ExitStatus> {
+        let why = loop {
+            if let Some(status) = child.try_wait().map_err(|e| cannot_run(name, fs, e))? {
+                if self.requests.is_end_asked() {
+                    return Err(ended_early());
+                }
+                return Ok(status);
+            }
+            if self.requests.is_end_asked() {
+                break ended_early();
+            }
+            if self.sysfs.waits_for_space(self.spare.index) {
+                let what = format!("there is no space to look at {}", part_name(fs));
+                break Error::new(Code::Allocate, what)
+                    .hint("what its next mount would write first goes beside the descriptor");
+            }
+            sleep(PAUSE);
+        };
+        // Nothing that it changes stays. One that waits for space could not be ended, and one that has
+        // ended by itself is none to be killed.
+        let _ = self.sysfs.set_on_full(self.spare.index, detach::FAIL);
+        let _ = child.kill();
+        child.wait().map_err(|e| cannot_run(name, fs, e))?;
+        Err(why)
+    }
+}
+
+fn cannot_run(name: &str, fs: &FileSystem, e: std::io::Error) -> Error {
+    let kind = &fs.kind;
+    let what = format!("cannot run {name} to check a file system of kind {kind}");
+    Error::io(Code::System, what, e)
+}
+
+/// Whether `e2fsck -p` says in `line` what the kernel does, too, when it mounts: it replays the journal
+/// and removes what was removed while it was open. All else is a repair, or a check that makes them.
+fn is_of_a_mount(line: &str) -> bool {
+    const DONE: [&str; 6] = [
+        ": recovering journal",
+        ": clean, ",
+        "Clearing orphaned inode ",
+        "Truncating orphaned inode ",
+        "Setting free blocks count to ",
+        "Setting free inodes count to ",
+    ];
+    line.trim().is_empty() || DONE.iter().any(|done| line.contains(done))
 }
 
 fn ended_early() -> Error {
@@ -179,103 +348,31 @@ fn part_name(fs: &FileSystem) -> String {
     }
 }
 
-/// Replays its journal and does what its next mount would do first; whether that went well shows when it
-/// is checked.
-fn replay(fs: &FileSystem, requests: &mut Requests) -> Result<()> {
-    let node = fs.node.as_os_str();
-    let mut ran = |name: &str, arguments: &[&str]| {
-        let mut command = program(name);
-        command.args(arguments).arg(node);
-        run_program(name, &mut command, fs, requests)
-    };
-    match fs.kind.as_str() {
-        "ext2" | "ext3" | "ext4" => {
-            ran("e2fsck", &["-p", "-E", "journal_only"])?;
-            if !has_noted_errors(&fs.node)? {
-                // Nothing but what was removed while it was open: no check is due.
-                ran("tune2fs", &["-c", "0", "-i", "0"])?;
-                ran("e2fsck", &["-p"])?;
-            }
-        }
-        // Only the kernel can; nobody else sees the mount, which ends with the shell.
-        "xfs" => {
-            let script = "mount -t xfs -o nouuid,nosuid,nodev,noexec \"$1\" /sys && umount /sys";
-            ran("unshare", &["--mount", "sh", "-c", script, "sh"])?;
-        }
-        _ => {}
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::is_of_a_mount;
 
-/// Whether an ext4 that the kernel found an error in says so.
-fn has_noted_errors(node: &Path) -> Result<bool> {
-    /// `s_state` in the superblock, and its bit for that.
-    const STATE: (u64, u16) = (1024 + 0x3a, 2);
-    let mut state = [0; 2];
-    let read = File::open(node).and_then(|f| f.read_exact_at(&mut state, STATE.0));
-    read.map_err(|e| Error::io(Code::Read, format!("cannot read {}", node.display()), e))?;
-    Ok(u16::from_le_bytes(state) & STATE.1 != 0)
-}
-
-/// Whether a checker that changes nothing finds it sound.
-fn check(fs: &FileSystem, requests: &mut Requests) -> Result<bool> {
-    let (name, options): (String, &[&str]) = match fs.kind.as_str() {
-        "ext2" | "ext3" | "ext4" => ("e2fsck".into(), &["-f", "-n"]),
-        "xfs" => ("xfs_repair".into(), &["-n"]),
-        "btrfs" => ("btrfs".into(), &["check", "--readonly", "--force"]),
-        kind => (format!("fsck.{kind}"), &["-n"]),
-    };
-    let mut checker = program(&name);
-    checker.args(options).arg(&fs.node);
-    let status = run_program(&name, &mut checker, fs, requests)?;
-    match status.code() {
-        Some(0) => Ok(true),
-        // fsck: from 8 up it could not do its work.
-        Some(code) if code & !7 == 0 => Ok(false),
-        _ => {
-            let what = format!("{name} could not check {}: {status}", fs.node.display());
-            Err(Error::new(Code::System, what))
+    /// What e2fsck 1.47 says of a journal and an inode that were left, and of damage that it mends.
+    #[test]
+    fn a_repair_is_none_of_a_mount() {
+        for line in [
+            "/dev/ploop0: recovering journal",
+            "/dev/ploop0: Clearing orphaned inode 12 (uid=0, gid=0, mode=0100644, size=300000)",
+            "/dev/ploop0: Truncating orphaned inode 12 (uid=0, gid=0, mode=0100644, size=300000)",
+            "Setting free blocks count to 55730 (was 55437)",
+            "/dev/ploop0: clean, 11/16384 files, 9513/65536 blocks",
+            "",
+        ] {
+            assert!(is_of_a_mount(line), "{line}");
+        }
+        for line in [
+            "/dev/ploop0: One or more block group descriptor checksums are invalid.  FIXED.",
+            "/dev/ploop0 was not cleanly unmounted, check forced.",
+            "/dev/ploop0 contains a file system with errors, check forced.",
+            "/dev/ploop0: Inode 12 ref count is 5, should be 1.  FIXED.",
+            "/dev/ploop0: 12/16384 files (0.0% non-contiguous), 9806/65536 blocks",
+        ] {
+            assert!(!is_of_a_mount(line), "{line}");
         }
     }
-}
-
-/// Runs the program `name` on a file system until it ends. What it says goes to standard error.
-fn run_program(
-    name: &str,
-    command: &mut Command,
-    fs: &FileSystem,
-    requests: &mut Requests,
-) -> Result<ExitStatus> {
-    let failed = |e| {
-        let what = format!(
-            "cannot run {name} to check a file system of kind {}",
-            fs.kind
-        );
-        Error::io(Code::System, what, e)
-    };
-    let own = std::io::stderr()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(failed)?;
-    command.stdout(Stdio::from(own));
-    if requests.is_end_asked() {
-        return Err(ended_early());
-    }
-    let mut child = for_child(|| command.spawn()).map_err(failed)?;
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(failed)? {
-            break status;
-        }
-        if requests.is_end_asked() {
-            // It changes nothing that stays. One that has ended by itself is none to be killed.
-            let _ = child.kill();
-            child.wait().map_err(failed)?;
-            return Err(ended_early());
-        }
-        sleep(PAUSE);
-    };
-    if requests.is_end_asked() {
-        return Err(ended_early());
-    }
-    Ok(status)
 }
