@@ -88,7 +88,8 @@ pub struct CopySendArgs {
     /// Compress what is sent
     #[arg(long, value_enum, conflicts_with = "v1")]
     pub compress: Option<Compression>,
-    /// Give up if the other side is silent for so long; 0 waits for ever, also while frozen
+    /// Give up if the other side is silent for so long, or with --keep-frozen its command does not end;
+    /// 0 waits for ever, also while frozen
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub timeout: u32,
     /// Tell what happens as JSON on standard error, one object a line
