@@ -36,10 +36,12 @@ pub fn elsewhere() -> Vec<(i32, Vec<Mount>)> {
     let mut seen: BTreeSet<PathBuf> = space("self").into_iter().collect();
     let mut found = Vec::new();
     for pid in locks::pids() {
-        if !space(&pid.to_string()).is_some_and(|space| seen.insert(space)) {
+        let Some(space) = space(&pid.to_string()).filter(|space| !seen.contains(space)) else {
             continue;
-        }
+        };
+        // Of one that has ended meanwhile another may be there.
         if let Ok(text) = fs::read(format!("/proc/{pid}/mountinfo")) {
+            seen.insert(space);
             found.push((pid, parse(&text)));
         }
     }
