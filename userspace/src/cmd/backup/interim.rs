@@ -97,10 +97,16 @@ pub fn above(image: &Path) -> Vec<PathBuf> {
 
 /// Refuses `images`, base first, of which the last is not all of its disk.
 pub fn must_be_given(images: &[PathBuf]) -> Result<()> {
+    must_be_all(images, |_| true)
+}
+
+/// The same, heeding those images above the last that are `counted`.
+fn must_be_all(images: &[PathBuf], counted: impl Fn(&Path) -> bool) -> Result<()> {
     let Some(last) = images.last() else {
         return Ok(());
     };
-    let above = above(last);
+    let mut above = above(last);
+    above.retain(|path| counted(path));
     let Some(first) = above.first() else {
         return Ok(());
     };
@@ -122,14 +128,10 @@ pub fn must_be_given(images: &[PathBuf]) -> Result<()> {
 /// builds on what they are now.
 pub fn must_be_uppermost(lower: &Path, upper: &Path) -> Result<()> {
     must_be_given(&[lower.to_owned(), upper.to_owned()])?;
-    let is_upper = |path: &PathBuf| match (fs::canonicalize(path), fs::canonicalize(upper)) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    if above(lower).iter().any(|path| !is_upper(path)) {
-        return must_be_given(&[lower.to_owned()]);
-    }
-    Ok(())
+    must_be_all(&[lower.to_owned()], |path| {
+        let same = (fs::canonicalize(path), fs::canonicalize(upper));
+        !matches!(same, (Ok(a), Ok(b)) if a == b)
+    })
 }
 
 #[cfg(test)]
