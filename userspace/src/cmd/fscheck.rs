@@ -21,16 +21,19 @@ use crate::signals::Requests;
 use crate::sysfs::Sysfs;
 use ploop_pure::chain::DELTAS_MAX;
 use ploop_pure::layout::ploop1::Header;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::{sleep, spawn};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it is looked whether a checker has ended, or the user wants an end.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long others may have the device open after that.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the command. What ends it early leaves neither the device nor the snapshot.
 pub fn run(args: &FscheckArgs) -> Result<()> {
@@ -72,10 +75,29 @@ fn look(
         requests,
     };
     let verdict = looking.all(disk);
-    if let Some(device) = sysfs.device(spare.index)? {
-        detach::device_cleanly(&sysfs, &device)?;
+    let index = spare.index;
+    match (verdict, give_back(&sysfs, index)) {
+        (verdict, Ok(())) => verdict,
+        (Ok(()), Err(e)) => Err(e),
+        (Err(e), Err(left)) => Err(e.hint(format!(
+            "and ploop{index}, which it was looked at by, is left: {}; 'ploopctl detach ploop{index}' removes it",
+            left.without_hint()
+        ))),
     }
-    verdict
+}
+
+/// Detaches the device, which udev may look at once more after something was written to it.
+fn give_back(sysfs: &Sysfs, index: u32) -> Result<()> {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        let Some(device) = sysfs.device(index)? else {
+            return Ok(());
+        };
+        match detach::device_cleanly(sysfs, &device) {
+            Err(e) if e.code() == Code::Busy && Instant::now() < give_up => sleep(PAUSE),
+            detached => return detached,
+        }
+    }
 }
 
 /// The device.
@@ -139,6 +161,16 @@ fn make_spare(disk: &Opened, guid: Guid, nr_levels: usize) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// What came of doing what the next mount would do first.
+enum Replayed {
+    /// It is done.
+    Yes,
+    /// It is not done: what was found before stands.
+    No,
+    /// More than that would have to be done.
+    Damaged,
+}
+
 /// The file systems of the device being looked at.
 struct Looking<'a> {
     spare: &'a Spare,
@@ -185,28 +217,49 @@ impl Looking<'_> {
     }
 
     fn one(&mut self, fs: &FileSystem) -> Result<bool> {
-        if self.check(fs)? {
-            return Ok(true);
+        let found = match self.check(fs) {
+            // A journal may hold what it lacks.
+            Err(e) if e.code() != Code::System => return Err(e),
+            found => found,
+        };
+        let is_ext = matches!(fs.kind.as_str(), "ext3" | "ext4");
+        let is_whole = is_ext && !has_journal_to_replay(&fs.node)?;
+        if self.spare.read_only || is_whole && matches!(found, Ok(true)) {
+            return found;
         }
-        if self.spare.read_only || !self.replay(fs)? {
-            return Ok(false);
+        match self.replay(fs)? {
+            Replayed::Yes => {
+                output::note("note: this is looked at as its next mount would make it");
+                self.check(fs)
+            }
+            Replayed::Damaged => Ok(false),
+            Replayed::No => found,
         }
-        output::note("note: this is looked at again as its next mount would make it");
-        self.check(fs)
     }
 
-    /// Does what its next mount would do first, and nothing else; whether it could.
-    fn replay(&mut self, fs: &FileSystem) -> Result<bool> {
+    /// Does what its next mount would do first, and nothing else.
+    fn replay(&mut self, fs: &FileSystem) -> Result<Replayed> {
         match fs.kind.as_str() {
             "ext3" | "ext4" => {
+                // It replays the journal. A check that is due is none that is needed.
+                let mut tune = program("tune2fs");
+                tune.args(["-c", "0", "-i", "0"]).arg(&fs.node);
+                if !self.ran("tune2fs", &mut tune, fs)?.success() {
+                    return Ok(Replayed::Damaged);
+                }
                 let mut preen = program("e2fsck");
                 preen.env("LC_ALL", "C").arg("-p").arg(&fs.node);
                 let (status, said) = self.told("e2fsck", &mut preen, fs)?;
-                Ok(matches!(status.code(), Some(0 | 1)) && said.lines().all(is_of_a_mount))
+                let is_sound = matches!(status.code(), Some(0 | 1));
+                Ok(if is_sound && said.lines().all(is_of_a_mount) {
+                    Replayed::Yes
+                } else {
+                    Replayed::Damaged
+                })
             }
             "xfs" if !self.is_mounting => {
                 output::note("note: its log is not replayed, which may be all that is wrong");
-                Ok(false)
+                Ok(Replayed::No)
             }
             // Only the kernel can; nobody else sees the mount, which ends with the program.
             "xfs" => {
@@ -214,14 +267,13 @@ impl Looking<'_> {
                 mount.args(["--mount", "mount", "-t", "xfs", "-o"]);
                 mount.arg("nouuid,nosuid,nodev,noexec").arg(&fs.node);
                 let status = self.ran("unshare", mount.arg("/sys"), fs)?;
-                if !status.success() {
-                    output::note(
-                        "note: its log cannot be replayed, which may be all that is wrong",
-                    );
+                if status.success() {
+                    return Ok(Replayed::Yes);
                 }
-                Ok(status.success())
+                output::note("note: its log cannot be replayed, which may be all that is wrong");
+                Ok(Replayed::No)
             }
-            _ => Ok(false),
+            _ => Ok(Replayed::No),
         }
     }
 
@@ -311,6 +363,16 @@ impl Looking<'_> {
         child.wait().map_err(|e| cannot_run(name, fs, e))?;
         Err(why)
     }
+}
+
+/// Whether an ext4 says so.
+fn has_journal_to_replay(node: &Path) -> Result<bool> {
+    /// `s_feature_incompat` in the superblock, and its bit for that.
+    const RECOVER: (u64, u32) = (1024 + 0x60, 4);
+    let mut features = [0; 4];
+    let read = File::open(node).and_then(|f| f.read_exact_at(&mut features, RECOVER.0));
+    read.map_err(|e| Error::io(Code::Read, format!("cannot read {}", node.display()), e))?;
+    Ok(u32::from_le_bytes(features) & RECOVER.1 != 0)
 }
 
 fn cannot_run(name: &str, fs: &FileSystem, e: std::io::Error) -> Error {
