@@ -211,11 +211,18 @@ debugfs -w -R 'feature +needs_recovery' "$device" >/dev/null 2>&1
 replayed
 detach "$SCRATCH/tight"
 # Room for less than the image and two clusters.
-read -r free size < <(stat -f -c '%f %S' "$SCRATCH")
-fallocate -l $((free * size - 1536 * 1024)) "$SCRATCH/fill"
+fallocate -l 1536K "$SCRATCH/room"
+for size in 64M 1M 64K; do
+    i=0
+    while fallocate -l "$size" "$SCRATCH/fill-$size-$((i += 1))" 2>/dev/null; do :; done
+done
+rm "$SCRATCH/room"
+# What is freed can be had only after a commit.
+sync -f "$SCRATCH"
 status=0
 ploopctl fscheck "$SCRATCH/tight" >"$TEST_DIR/said" 2>&1 || status=$?
 expect_same "$status" 20 "the status of fscheck, which says $(<"$TEST_DIR/said")"
 expect_same "$(find "$SCRATCH/tight" -name 'fscheck*' | wc -l)" 0 'images left'
-rm "$SCRATCH/fill"
+rm "$SCRATCH"/fill-*
+sync -f "$SCRATCH"
 replayed
