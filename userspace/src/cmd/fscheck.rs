@@ -4,8 +4,8 @@
 //!
 //! Also one that is frozen has files that were removed while they were open, or a log that is not empty,
 //! which its checker takes for damage. So above the disk there is an empty image that goes with the
-//! device: what its checker complains of is looked at once more after its next mount's first steps, done
-//! there. The disk itself is only read.
+//! device: what its checker complains of, or has a log to replay, is looked at once more after its next
+//! mount's first steps, done there. The disk itself is only read.
 
 use super::mount::{file_systems, program, FileSystem};
 use super::{attach, detach, disk};
@@ -365,7 +365,7 @@ impl Looking<'_> {
     }
 }
 
-/// Whether an ext4 says so.
+/// Whether an ext4 says that its journal has to be replayed.
 fn has_journal_to_replay(node: &Path) -> Result<bool> {
     /// `s_feature_incompat` in the superblock, and its bit for that.
     const RECOVER: (u64, u32) = (1024 + 0x60, 4);
