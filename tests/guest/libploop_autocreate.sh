@@ -15,6 +15,10 @@ blockdev --getsize64 "$TEST_DIR/node" >/dev/null || skip "this kernel has no BLO
 expect_same "$(</sys/block/ploop40/dev)" 182:640 'device number'
 expect_same "$(</sys/block/ploop40/pstate/running)" 0 running
 expect_same "$(</sys/block/ploop40/pstate/top)" 4294967295 'top of an empty device'
+# As udev does, which looks at what is new.
+exec 8<"$TEST_DIR/node"
+sleep 1 <&8 &
+exec 8<&-
 device=$(attach -n 40 "$SCRATCH/disk.img")
 expect_same "$device" /dev/ploop40 device
 printf 'label: gpt\n,\n' | sfdisk -q "$device"

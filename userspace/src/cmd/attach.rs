@@ -176,7 +176,7 @@ pub fn images(args: &AttachArgs) -> Result<Attached> {
     let _turn = Turn::take()?;
     let candidates = candidates(args);
     let sysfs = Sysfs::default();
-    clear_leftovers(&sysfs, &args.images)?;
+    clear_leftovers(&sysfs, &args.images, args.device)?;
     // Once for all: there may be many images, and many devices that have many.
     let devices = sysfs.devices_of(&args.images)?;
     let mut free = Vec::new();
@@ -542,8 +542,9 @@ fn needs_repair(path: &Path, report: &Report, hint: &str) -> Error {
     Error::new(Code::Damaged, what).hint(hint)
 }
 
-/// Removes what killed tools left: stopped devices with one of the images, and devices without any.
-fn clear_leftovers(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<()> {
+/// Removes what killed tools left: stopped devices with one of the images, and devices without any. That
+/// of the wanted number may have been made just now by opening its node: udev looks at it for a moment.
+fn clear_leftovers(sysfs: &Sysfs, paths: &[PathBuf], wanted: Option<u32>) -> Result<()> {
     for index in sysfs.indexes()? {
         if sysfs.is_running(index) {
             continue;
@@ -552,7 +553,11 @@ fn clear_leftovers(sysfs: &Sysfs, paths: &[PathBuf]) -> Result<()> {
             continue;
         };
         if device.deltas.is_empty() {
-            if device.open_count == 0 {
+            let is_unused = match wanted == Some(index) {
+                true => control::falls_idle(sysfs, index)?,
+                false => device.open_count == 0,
+            };
+            if is_unused {
                 // Somebody may be about to use it: then it is busy, and stays.
                 let _ = control::open_any()?.remove(index);
             }
