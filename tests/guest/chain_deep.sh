@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # A chain of 255 images, each with one cluster: the highest that has a cluster is
 # read, writes go on top, attach takes no unreasonable time. One more image is
-# refused by the tool and by the module.
+# refused by the tool and by the module, also by a snapshot.
 # timeout: 300
 . "$(dirname "$0")/lib.sh"
 
@@ -55,6 +55,12 @@ other=$(attach "${images[@]:0:levels-1}" "$SCRATCH/other.img")
 note "attached in $((SECONDS - began)) s"
 detach "$other" "$device"
 device=$(attach "${images[@]}")
+expect_same_bytes "$device" "$SCRATCH/model"
+
+note 'a snapshot would be one more'
+ploopctl create -s $((clusters * c)) -b 32K "$SCRATCH/more.img" >/dev/null
+expect_fail timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/more.img"
+ploopctl check "$SCRATCH/more.img" >&2
 expect_same_bytes "$device" "$SCRATCH/model"
 detach "$device"
 ploopctl check "$image" >&2

@@ -38,7 +38,7 @@ same() {
 
 note 'the bare disk'
 for ((run = 1; run <= runs; run++)); do
-    ploopctl create -s 48M -b 64K "$SCRATCH/disk.img"
+    ploopctl create -s "$(share 24 48)M" -b 64K "$SCRATCH/disk.img"
     device=$(attach "$SCRATCH/disk.img")
     rm -f "$TEST_DIR/stop"
     plooptest load --seed $((seed + run)) --discard --seconds 60 --stop "$TEST_DIR/stop" --save "$TEST_DIR/model" "$device" &
@@ -82,7 +82,7 @@ fio --name=load --directory="$TEST_DIR/fs" --size=24M --rw=randwrite --bsrange=4
     --time_based --runtime="$(limit "$(share 400 9000)")" --fsync=50 --verify=crc32c --do_verify=0 --randseed="$seed" \
     --output="$TEST_DIR/fio" &
 fio=$!
-for ((run = 1; run <= (runs + 1) / 2; run++)); do
+for ((run = 1; run <= ${RUNS:-$(share 1 25)}; run++)); do
     nap
     timeout "$(limit 120)" ploopctl copy send --json --keep-frozen --to "$copies/copy" "$device" 2>"$TEST_DIR/events" ||
         die "run $run: $(tail -n 3 "$TEST_DIR/events")"

@@ -98,9 +98,9 @@ device=$(attach "$image")
 fill
 # Each job verifies what it wrote; blocks change between written and not, and back.
 fio --name=trims --filename="$device" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=4k-64k --bsrange=4k-64k \
-    --size=16M --verify=crc32c --verify_backlog=64 --do_verify=1 --number_ios="$(share 600 20000)" >"$TEST_DIR/fio.log" 2>&1 &
+    --size=16M --verify=crc32c --verify_backlog=64 --do_verify=1 --number_ios="$(share 300 20000)" >"$TEST_DIR/fio.log" 2>&1 &
 load=$!
-for ((round = 0; round < $(share 60 1000); round++)); do
+for ((round = 0; round < $(share 30 1000); round++)); do
     at=$(((RANDOM % 224) * 65536 + (16 << 20)))
     head -c 64k /dev/urandom >"$TEST_DIR/block"
     dd if="$TEST_DIR/block" of="$device" bs=64k seek=$at oflag=direct,seek_bytes status=none

@@ -176,7 +176,7 @@ new 3
 timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
 
 note 'cancelled as it comes, and again, without attaching anew'
-for ((i = 0; i < $(share 4 9); i++)); do
+for ((i = 0; i < $(share 2 9); i++)); do
     load 60
     plooptest op --start --rate $((RANDOM * 10 + 100000)) "$device" merge "$((i % 3 + 1))"
     sleep "0.$((RANDOM % 90 + 10))"
