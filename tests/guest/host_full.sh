@@ -25,17 +25,12 @@ full() {
     dd if=/dev/zero of="$SCRATCH/filler" bs=4k status=none 2>/dev/null || true
 }
 
-# How often it was said.
-said_full() { test_log | grep -c 'no space for the image' || true; }
+# How often it was said that there is no space, and that there is some again: a second after nobody has to wait
+# any more.
+no_space='no space for the image' space_again='there is space for the image again'
+said() { test_log | grep -cF "$1" || true; }
 
-says_more_than() { (($(said_full) > $1)); }
-
-# How often it was said that there is some again: a second after nobody has to wait any more.
-said_space() { test_log | grep -c 'there is space for the image again' || true; }
-
-says_space_more_than() { (($(said_space) > $1)); }
-
-space_is() { [[ $(<"/sys/block/${device##*/}/pstate/space") == "$1" ]]; }
+says_more_than() { (($(said "$2") > $1)); }
 
 # try one|chain: fills the file system, and leaves writes that wait, ${writers[@]}.
 try() {
@@ -56,14 +51,14 @@ try() {
     device=$(attach "${images[@]}")
     head -c 1M /dev/urandom >"$TEST_DIR/data"
     direct 0 16
-    before=$(said_full)
+    before=$(said "$no_space")
     full
     # More than the file was grown ahead.
     for ((i = 0; i < 6; i++)); do
         (for ((at = 16 + i * 60; at < 16 + i * 60 + 48; at += 16)); do direct $at 16 || exit 1; done) &
         writers+=($!)
     done
-    retry 20 says_more_than "$before" || die 'nothing says that there is no space'
+    retry 20 says_more_than "$before" "$no_space" || die 'nothing says that there is no space'
     sleep 1
     for i in "${writers[@]}"; do waits "$i" || die 'a write did not wait'; done
     timeout 10 cmp -n 1048576 "$device" "$TEST_DIR/data" || die 'reads are wrong while the host is full'
@@ -89,12 +84,12 @@ for kind in one chain; do
     # An event tells how it is when it is sent: with less than the mark left, there may be little again by then.
     echo 0 >"/sys/block/${device##*/}/ptune/low_water"
     listen
-    before=$(said_space)
+    before=$(said "$space_again")
     retry 10 space_is full || die 'pstate/space is not full'
     rm "$SCRATCH/filler"
     mount -o remount,size=64M "$SCRATCH"
     for i in "${writers[@]}"; do wait "$i" || die 'a write that waited for space failed'; done
-    retry 10 says_space_more_than "$before" || die 'nothing says that there is space again'
+    retry 10 says_more_than "$before" "$space_again" || die 'nothing says that there is space again'
     expect_event "DEVNAME=$device" PLOOP_SPACE=ok
     stop_listening
     space_is ok || die "pstate/space is not ok"
@@ -130,11 +125,11 @@ rm -f "$SCRATCH"/*
 ploopctl create -s 32M -b 64K "$image" >/dev/null
 device=$(attach "$image")
 direct 0 16
-before=$(said_full)
+before=$(said "$no_space")
 # It ends when its pages are written.
 dd if=/dev/urandom of="$device" bs=1M seek=2 count=28 conv=notrunc status=none &
 writer=$!
-retry 30 says_more_than "$before" || die 'nothing says that there is no space'
+retry 30 says_more_than "$before" "$no_space" || die 'nothing says that there is no space'
 expect_fail timeout 20 ploopctl detach "$device"
 [[ -b $device ]] || die 'detached while it is written'
 waits "$writer" || die 'the writer did not wait'
@@ -162,12 +157,12 @@ cp "$TEST_DIR/data" "$TEST_DIR/fs/a"
 expect_same "$(call $FREEZE)" 0 'errno of FREEZE'
 ploopctl create -s 32M -b 64K "$image" >/dev/null
 plooptest snapshot --cluster-log 7 "$device" "$image"
-before=$(said_full)
+before=$(said "$no_space")
 full
 # Free blocks of the file system: what the image has grown ahead is used up.
 (for at in 264 280 296 312 328 344; do direct $at 16 || exit 1; done) &
 writer=$!
-retry 20 says_more_than "$before" || die 'nothing says that there is no space'
+retry 20 says_more_than "$before" "$no_space" || die 'nothing says that there is no space'
 # It writes the superblock, which needs a cluster.
 call $THAW >"$TEST_DIR/thawed" &
 thawer=$!

@@ -223,6 +223,9 @@ call() {
         print ioctl($f, hex $nr, defined $template ? pack($template, @values) : 0) ? 0 : $! + 0' "$device" "$@"
 }
 
+# space_is ok|low|full: how it is about space for the image of $device.
+space_is() { [[ $(<"/sys/block/${device##*/}/pstate/space") == "$1" ]]; }
+
 # nr_levels DEVICE: how many images it consists of; 0 if it is gone.
 nr_levels() {
     local all=("/sys/block/${1##*/}/pdelta/"[0-9]*)

@@ -17,8 +17,6 @@ mount -t tmpfs -o size=256M tmpfs "$SCRATCH"
 
 full() { dd if=/dev/zero of="$small/filler" bs=4k status=none 2>/dev/null || true; }
 
-is_full() { [[ $(<"/sys/block/${device##*/}/pstate/space") == full ]]; }
-
 # put MIB: one MiB of other data, to the disk and the model.
 put() {
     dd if=/dev/urandom of="$TEST_DIR/part" bs=1M count=1 status=none
@@ -130,7 +128,7 @@ dd if=/dev/urandom of="$TEST_DIR/part2" bs=1M count=16 status=none
 dd if="$TEST_DIR/part2" of="$TEST_DIR/model" bs=1M seek=40 conv=notrunc status=none
 timeout 100 dd if="$TEST_DIR/part2" of="$device" bs=1M seek=40 oflag=direct conv=notrunc status=none &
 writer=$!
-retry 20 is_full || die 'nothing is parked'
+retry 20 space_is full || die 'nothing is parked'
 no_space plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
 expect_same "$(nr_levels "$device")" 3 levels
 no_space plooptest op "$device" grow $((65 << 11))
@@ -189,7 +187,7 @@ device=$(attach -f raw -b 64K "$small/raw")
 full
 dd if=/dev/urandom of="$device" bs=1M count=4 oflag=direct conv=notrunc status=none &
 writer=$!
-retry 20 is_full || die 'nothing is parked'
+retry 20 space_is full || die 'nothing is parked'
 no_space plooptest op "$device" grow $((64 << 11))
 expect_same "$(stat -c %s "$small/raw")" $((40 << 20)) 'length after growth that failed'
 rm "$small/filler"
