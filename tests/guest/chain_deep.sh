@@ -60,7 +60,8 @@ expect_same_bytes "$device" "$SCRATCH/model"
 note 'a snapshot would be one more'
 ploopctl create -s $((clusters * c)) -b 32K "$SCRATCH/more.img" >/dev/null
 expect_fail timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/more.img"
-ploopctl check "$SCRATCH/more.img" >&2
+other=$(attach "$SCRATCH/more.img")
+detach "$other"
 expect_same_bytes "$device" "$SCRATCH/model"
 detach "$device"
 ploopctl check "$image" >&2

@@ -9,8 +9,8 @@
 need fio
 
 seed=${SEED:-$RANDOM}
-runs=${RUNS:-$(share 4 50)}
-note "seed $seed, $runs runs"
+runs=${RUNS:-$(share 4 50)} fs_runs=${RUNS:-$(share 1 25)}
+note "seed $seed, $runs runs, $fs_runs on a file system"
 RANDOM=$seed
 scratch_fs xfs
 scratch_fs ext4 1
@@ -82,7 +82,7 @@ fio --name=load --directory="$TEST_DIR/fs" --size=24M --rw=randwrite --bsrange=4
     --time_based --runtime="$(limit "$(share 400 9000)")" --fsync=50 --verify=crc32c --do_verify=0 --randseed="$seed" \
     --output="$TEST_DIR/fio" &
 fio=$!
-for ((run = 1; run <= ${RUNS:-$(share 1 25)}; run++)); do
+for ((run = 1; run <= fs_runs; run++)); do
     nap
     timeout "$(limit 120)" ploopctl copy send --json --keep-frozen --to "$copies/copy" "$device" 2>"$TEST_DIR/events" ||
         die "run $run: $(tail -n 3 "$TEST_DIR/events")"

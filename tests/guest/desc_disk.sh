@@ -109,7 +109,7 @@ for kind in ploop1 raw; do
     device=$(attach --force "$disk")
     detach "$disk"
     device=$(attach "$disk")
-    if [[ $kind == raw ]]; then
+    if [[ $kind == raw && $EFFORT != soak ]]; then
         debugfs -w -R 'sif <2> links_count 9' "$device" 2>/dev/null
     else
         # Much of it, which e2fsck is busy with for long.

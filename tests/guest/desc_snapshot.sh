@@ -25,7 +25,7 @@ same() { local i; for ((i = 1; i <= $2; i++)); do expect_same_bytes "$1/file$i" 
 put
 first=$(make)
 
-(while sleep 0.3; do dd if=/dev/urandom of="$at/noise" bs=64k count=20 conv=fsync status=none || exit; done) &
+(while sleep "$(share 0.3 0.05)"; do dd if=/dev/urandom of="$at/noise" bs=64k count=20 conv=fsync status=none || exit; done) &
 noise=$!
 note 'three snapshots under load, one mounted'
 put
