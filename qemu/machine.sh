@@ -13,6 +13,7 @@
 # the kernel finds first is chance, mostly the root; else the guest does not come up, and is booted again.
 # shellcheck disable=SC2154 # out, cache: lib.sh
 
+. "$top/tests/guest/kernel-log"
 machine_pid='' namespaces=()
 
 # kernel and root image and accelerator, once per run.
@@ -79,12 +80,15 @@ machine_kernel() {
     )
 }
 
-kernel_command_line=(
+# Of every guest. A hang of a processor is told by RCU.
+kernel_words=(
     console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog
     cryptomgr.notests log_buf_len=8M kfence.sample_interval=100
-    sysctl.kernel.hung_task_timeout_secs=$((90 * ${PLOOP_TIME_FACTOR:-1})) sysctl.kernel.sysrq=1
-    root=/dev/nvme0n1 rw init=/usr/sbin/ploop-first
+    sysctl.kernel.hung_task_timeout_secs=$((90 * ${PLOOP_TIME_FACTOR:-1}))
+    sysctl.kernel.hung_task_check_interval_secs=$((10 * ${PLOOP_TIME_FACTOR:-1}))
+    root=/dev/nvme0n1 rw
 )
+kernel_command_line=("${kernel_words[@]}" sysctl.kernel.sysrq=1 init=/usr/sbin/ploop-first)
 
 # machine_boot DIR PAYLOAD: start a guest, with the words of BOOT for its kernel, and
 # wait for its "ready". Sets
@@ -118,6 +122,9 @@ machine_try() {
     machine_pid=$!
     machine_hear line $((45 * ${PLOOP_TIME_FACTOR:-1})) && [[ $line == ready ]]
 }
+
+# console_is_clean DIR: the kernel said nothing there that fails a test, or prints what. Others write to the console, too.
+console_is_clean() { ! grep -aE '^\[ *[0-9]+\.[0-9]+\] ' "$1/console.log" | grep -aE -- "$bad_log"; }
 
 machine_runs() { [[ -n $machine_pid ]] && kill -0 "$machine_pid" 2>/dev/null; }
 

@@ -56,8 +56,7 @@ system_start() {
         -serial "file:$dir/console.log" -device virtio-serial-pci \
         -chardev "pipe,id=port,path=$dir/port" -device virtserialport,chardev=port,name=ploop \
         -chardev "pipe,id=monitor,path=$dir/monitor" -mon chardev=monitor,mode=readline \
-        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog root=/dev/nvme0n1 rw \
-            systemd.show_status=true systemd.hostname=guest" \
+        -append "${kernel_words[*]} systemd.show_status=true systemd.hostname=guest" \
         >"$dir/qemu.log" 2>&1 </dev/null &
     machine_pid=$!
 }
@@ -85,8 +84,17 @@ stage() {
     done
 }
 
-# system_end: what is to be said last; status 1 when a check failed.
+# system_end: when the guest has said that it ends. Judges the kernel's log also of what came after the guest looked at
+# it, as of how it was shut down each time. Status 1 when a check failed.
 system_end() {
+    local end=$((SECONDS + 120 * factor)) bad
+    while machine_runs && ((SECONDS < end)); do sleep 0.2; done
+    if machine_runs; then report FAIL power-off 'it does not come to its end'; else report ok power-off; fi
+    if bad=$(console_is_clean "$dir"); then
+        report ok console
+    else
+        report FAIL console "$(head -n 1 <<<"$bad" | cut -c1-160)"
+    fi
     if ((failed)); then
         keep_console
         say "$area" "the console is in $out/test-results/$area"

@@ -60,11 +60,11 @@ pass() { exit 0; }
 # note TEXT: a line in the test's output, with the time.
 note() { printf '%8.2f  %s\n' "$(cut -d' ' -f1 /proc/uptime)" "$*" >&2; }
 
-# need COMMAND...: skip when one is missing.
+# need COMMAND...: what qemu/rootfs has for this test.
 need() {
     local command
     for command in "$@"; do
-        command -v "$command" >/dev/null || skip "no $command in the guest"
+        command -v "$command" >/dev/null || die "no $command in the guest: qemu/rootfs says what it has"
     done
 }
 
