@@ -26,8 +26,9 @@ blank() { plooptest seqwrite "$1" --prefill --count 0 --ack /dev/null --blocks "
 
 # Without the load's writes the disk is the base.
 judge_rest() {
-    dd if="$1" of="$TEST_DIR/copy" bs=1M status=none
-    blank "$TEST_DIR/copy"
+    # The caller does not end at an error.
+    dd if="$1" of="$TEST_DIR/copy" bs=1M status=none || die 'cannot read the disk found'
+    blank "$TEST_DIR/copy" || die 'cannot blank its copy'
     expect_same_bytes "$TEST_DIR/copy" "$TEST_DIR/model"
 }
 
