@@ -3,9 +3,12 @@
 # Bad spots below the images, where an operation reads or writes: data of the source
 # or of the destination, an index, a header. It ends with an error, the disk can still
 # be read, nothing that was flushed is lost after attaching again, and when the spot
-# has healed the operation can be run to its end.
+# has healed the operation can be run to its end. A chain whose merge can neither end nor be
+# undone takes no other change, and a FREEZE that fails leaves no file system frozen.
 # timeout: 400
 . "$(dirname "$0")/lib.sh"
+
+FREEZE=0x5020 DEL_DELTA=0x40045005 REPLACE_DELTA=0x4018500D MAX_DELTA_SIZE=0x4008501C
 
 seed=${SEED:-$RANDOM}
 note "seed $seed"
@@ -88,16 +91,16 @@ copy() {
 # same WHAT: also the bad spots are read, if only writes fail.
 same() {
     if [[ $judge == model ]]; then
-        timeout 60 plooptest load-verify "$device" "$TEST_DIR/model" || die "$1: the disk is wrong"
+        timeout "$(limit 60)" plooptest load-verify "$device" "$TEST_DIR/model" || die "$1: the disk is wrong"
     else
         drop_caches
-        timeout 60 cmp -n "$copied" "$device" "$TEST_DIR/disk" >&2 || die "$1: the disk is wrong"
+        timeout "$(limit 60)" cmp -n "$copied" "$device" "$TEST_DIR/disk" >&2 || die "$1: the disk is wrong"
     fi
 }
 
 # fails CMD...: with an error that is told, and in time.
 fails() {
-    if timeout 60 "$@" >"$TEST_DIR/why" 2>&1; then die "succeeded over a bad spot: $*"; fi
+    if timeout "$(limit 60)" "$@" >"$TEST_DIR/why" 2>&1; then die "succeeded over a bad spot: $*"; fi
     grep -qE 'errno 5$|os error 5\)' "$TEST_DIR/why" || die "$*: $(<"$TEST_DIR/why")"
     note "$(<"$TEST_DIR/why"), aborted: $(cat "/sys/block/${device##*/}/pstate/aborted")"
 }
@@ -110,7 +113,7 @@ again() {
     shift
     heal
     same healed
-    timeout 60 ploopctl detach "$device" || note "detach says $?"
+    timeout "$(limit 60)" ploopctl detach "$device" || note "detach says $?"
     [[ ! -b $device ]] || detach "$device"
     device=$(attach "${images[@]}")
     same 'attached again'
@@ -124,7 +127,7 @@ again() {
     detach "$device"
 }
 
-op() { timeout 60 plooptest op "$device" "$@"; }
+op() { timeout "$(limit 60)" plooptest op "$device" "$@"; }
 
 note 'merge of the top: its data cannot be read'
 build 2 24
@@ -139,19 +142,36 @@ fails plooptest op "$device" merge top
 same 'with the bad spot'
 again 0.img op merge top
 
-note 'merge of the top: nor an index'
+note 'merge of the top: nor its mark'
 build 2 24
 bad writes "$SCRATCH/0.img" 0
 fails plooptest op "$device" merge top
 same 'with the bad spot'
 again 0.img op merge top
 
-note 'merge of the top: no entry of the source can be dropped'
-build 2 24
-bad writes "$SCRATCH/1.img" 0
+note 'merge of the top: nor a part of the index behind that'
+build 2 64 6
+bad writes "$SCRATCH/0.img" 4096
 fails plooptest op "$device" merge top
 same 'with the bad spot'
 again 0.img op merge top
+
+note 'merge of the top: no entry of the source can be dropped, and what is in which image is not known'
+build 4 24
+bad writes "$SCRATCH/3.img" 0
+fails plooptest op "$device" merge top
+same 'with the bad spot'
+# The merge is not over: a chain without it would look the slots of one image up in another.
+expect_same "$(call $DEL_DELTA L 1)" 16 'errno of DEL_DELTA'
+ploopctl create -s 24M -b 64K "$SCRATCH/new.img" >/dev/null
+errno=$(call $REPLACE_DELTA L4SCCLlLLLQQ 2 0 7 0 1 2 0 0 "@$SCRATCH/new.img" 0 0 0 0 0)
+expect_same "$errno" 16 'errno of REPLACE_DELTA'
+expect_same "$(call $MAX_DELTA_SIZE Q $((64 << 11)))" 16 'errno of MAX_DELTA_SIZE'
+fails plooptest op "$device" grow $((32 << 11))
+fails plooptest op "$device" merge 1
+expect_same "$(nr_levels "$device")" 4 levels
+same 'after the refusals'
+again '0.img 1.img 2.img' op merge top
 
 note 'merge in the middle: the source cannot be read'
 build 3 24
@@ -159,7 +179,7 @@ bad reads "$SCRATCH/1.img" $((20 * c)) 4096
 fails plooptest op "$device" merge 1
 again '0.img 2.img' op merge 1
 
-note 'merge in the middle: the destination takes no data, then no index'
+note 'merge in the middle: the destination takes no data, then no mark'
 build 3 24
 bad writes "$SCRATCH/0.img" $((20 * c)) 4096
 fails plooptest op "$device" merge 1
@@ -228,6 +248,32 @@ fails plooptest op "$device" grow $((300 << 11))
 same 'with the bad spot'
 expect_same "$(blockdev --getsz "$device")" $((200 << 11)) size
 again 0.img op grow $((300 << 11))
+
+note 'FREEZE: the file system is frozen when the index cannot be written'
+build 1 24
+copied=0
+mkfs.ext4 -q -F -E lazy_itable_init=0 "$device"
+mkdir "$TEST_DIR/fs"
+# Without flushes of its own: what it writes then is overwritten in place, and only our commit fails.
+mount -o barrier=0 "$device" "$TEST_DIR/fs"
+plooptest sync "$device"
+# A new cluster, whose entry FREEZE has to write.
+dd if=/dev/urandom of="$TEST_DIR/fs/new" bs=1M count=4 oflag=direct status=none
+bad writes "$SCRATCH/0.img" 0
+expect_same "$(<"/sys/block/${device##*/}/pstate/aborted")" 0 'aborted before FREEZE'
+expect_same "$(call $FREEZE)" 5 'errno of FREEZE'
+expect_same "$(<"/sys/block/${device##*/}/pstate/aborted")" 1 'aborted by FREEZE'
+heal
+# With or without success, as the disk takes no writes now; but nobody waits.
+touch "$TEST_DIR/fs/after" &
+timeout "$(limit 20)" tail --pid $! -f /dev/null || die 'the file system is left frozen'
+wait $! || note 'the file system takes no more writes'
+umount "$TEST_DIR/fs" || die 'the file system cannot be unmounted'
+timeout "$(limit 60)" ploopctl detach "$device" || note "detach says $?"
+[[ ! -b $device ]] || detach "$device"
+device=$(attach "$SCRATCH/0.img")
+e2fsck -fy "$device" >&2 || (($? < 4)) || die 'the file system cannot be repaired'
+detach "$device"
 
 umount "$SCRATCH"
 dmsetup remove --retry below
