@@ -10,7 +10,9 @@ scratch_fs ext4
 ploopctl create -s 64M "$SCRATCH/disk.img" >/dev/null
 mknod "$TEST_DIR/node" b 182 $((40 * 16))
 [[ ! -e /sys/block/ploop40 ]] || die "ploop40 is there already"
-blockdev --getsize64 "$TEST_DIR/node" >/dev/null || skip "this kernel has no BLOCK_LEGACY_AUTOLOAD"
+# The block layer has that function only with the option.
+grep -qw blk_request_module /proc/kallsyms || skip 'this kernel has no BLOCK_LEGACY_AUTOLOAD'
+blockdev --getsize64 "$TEST_DIR/node" >/dev/null
 [[ -e /sys/block/ploop40 ]] || die "opening the node made no device"
 expect_same "$(</sys/block/ploop40/dev)" 182:640 'device number'
 expect_same "$(</sys/block/ploop40/pstate/running)" 0 running

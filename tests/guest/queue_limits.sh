@@ -35,7 +35,13 @@ expect_same "$(find "/sys/block/${device##*/}/mq" -mindepth 1 -maxdepth 1 | wc -
 detach "$device"
 
 # On a disk with sectors of 4 KiB the image file cannot do less.
-if modprobe scsi_debug dev_size_mb=64 sector_size=4096 ndelay=0 && udevadm settle -t 10; then
+modules=/lib/modules/$(uname -r)/modules.dep
+[[ -s $modules ]] || die 'no list of the modules of this kernel'
+if ! grep -q '/scsi_debug\.ko' "$modules"; then
+    note 'left out: this kernel has no scsi_debug'
+else
+    modprobe scsi_debug dev_size_mb=64 sector_size=4096 ndelay=0
+    udevadm settle -t 10
     disk=$(grep -lx 'scsi_debug *' /sys/block/sd*/device/model | head -n 1)
     disk=/dev/$(cut -d/ -f4 <<<"$disk")
     mkfs.ext4 -q "$disk"

@@ -6,7 +6,9 @@
 # allocated as ever. Either way fresh clusters read as zeros.
 . "$(dirname "$0")/lib.sh"
 
-modprobe -n scsi_debug 2>/dev/null || skip 'this kernel has no scsi_debug'
+modules=/lib/modules/$(uname -r)/modules.dep
+[[ -s $modules ]] || die 'no list of the modules of this kernel'
+grep -q '/scsi_debug\.ko' "$modules" || skip 'this kernel has no scsi_debug'
 modprobe sd_mod
 
 # debug_disk WORDS...: sets `disk`, one in memory that can do what they say.
