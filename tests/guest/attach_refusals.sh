@@ -70,7 +70,7 @@ note 'not a file'
 mkdir "$SCRATCH/dir"
 mkfifo "$SCRATCH/fifo"
 expect_fail ploopctl attach "$SCRATCH/dir"
-expect_fail timeout 20 ploopctl attach "$SCRATCH/fifo"
+expect_fail timeout "$(limit 20)" ploopctl attach "$SCRATCH/fifo"
 expect_fail ploopctl attach -f raw "$SCRATCH/dir"
 expect_fail ploopctl attach -f raw /dev/null
 expect_fail ploopctl attach "$SCRATCH/none"

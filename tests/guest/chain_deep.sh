@@ -36,7 +36,7 @@ before=$(sha256sum "${images[@]:0:levels-1}" | sha256sum)
 began=$SECONDS
 device=$(attach "${images[@]}")
 note "attached $levels levels in $((SECONDS - began)) s"
-((SECONDS - began < 60)) || die "attach took $((SECONDS - began)) s"
+((SECONDS - began < $(limit 60))) || die "attach took $((SECONDS - began)) s"
 expect_same "$(<"/sys/block/${device##*/}/pstate/top")" $((levels - 1)) top
 expect_same "$(ploopctl list --json | jq '.devices[0].deltas | length')" $levels 'levels listed'
 expect_same "$(ploopctl info "$device" | grep -c '^delta:')" $levels 'levels shown'
@@ -59,7 +59,7 @@ expect_same_bytes "$device" "$SCRATCH/model"
 
 note 'a snapshot would be one more'
 ploopctl create -s $((clusters * c)) -b 32K "$SCRATCH/more.img" >/dev/null
-expect_fail timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/more.img"
+expect_fail timeout "$(limit 30)" plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/more.img"
 other=$(attach "$SCRATCH/more.img")
 detach "$other"
 expect_same_bytes "$device" "$SCRATCH/model"

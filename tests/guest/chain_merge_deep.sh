@@ -33,7 +33,7 @@ device=$(attach "$SCRATCH/0.img")
 put 0
 for ((n = 1; n < levels; n++)); do
     new "$n"
-    timeout 30 plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/$n.img" || die "snapshot $n failed"
+    timeout "$(limit 30)" plooptest snapshot --cluster-log 6 "$device" "$SCRATCH/$n.img" || die "snapshot $n failed"
     put "$n"
 done
 expect_same "$(nr_levels "$device")" "$levels" levels
@@ -47,7 +47,7 @@ for ((n = levels - 1; n > 0; n--)); do
         2) level=$((n / 2 + 1)) ;;
         3) level=$n ;;
     esac
-    timeout 60 plooptest op "$device" merge "$level" || die "merge of $level of $n failed"
+    timeout "$(limit 60)" plooptest op "$device" merge "$level" || die "merge of $level of $n failed"
     ((n % 32 > 0)) || same "$n levels left"
     ((n % 50 > 0)) || put "$n"
 done

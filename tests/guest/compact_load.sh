@@ -56,14 +56,14 @@ try() {
     blkdiscard -f -z -o 0 -l $((20 << 20)) "$device"
     cp "$device" "$TEST_DIR/disk"
     before=$(stat -c %s "${images[-1]}")
-    timeout 100 plooptest op "$device" compact || die 'compaction failed'
+    timeout "$(limit 100)" plooptest op "$device" compact || die 'compaction failed'
     after=$(stat -c %s "${images[-1]}")
     note "$before to $after bytes: $(plooptest op-status "$device")"
     ((after < before)) || die "the file did not shrink"
     status=$(plooptest op-status "$device")
     expect_same "${status##* }" $((before - after)) 'bytes said to be freed'
     expect_same_bytes "$device" "$TEST_DIR/disk"
-    timeout 100 plooptest op "$device" compact || die 'compaction again failed'
+    timeout "$(limit 100)" plooptest op "$device" compact || die 'compaction again failed'
     detach "$device"
     for i in "${images[@]}"; do ploopctl check "$i" >&2; done
     at=$(used "${images[-1]}")
@@ -80,12 +80,12 @@ try() {
             plooptest op --start --rate 300000 "$device" compact
             sleep 0.3
             plooptest op-cancel "$device"
-            timeout 60 plooptest op-wait "$device" || true
+            timeout "$(limit 60)" plooptest op-wait "$device" || true
         fi
-        timeout 100 plooptest op "$device" compact || die "compaction $i failed"
+        timeout "$(limit 100)" plooptest op "$device" compact || die "compaction $i failed"
     done
     end_load compaction
-    timeout 100 plooptest op "$device" compact || die 'the last compaction failed'
+    timeout "$(limit 100)" plooptest op "$device" compact || die 'the last compaction failed'
     after=$(stat -c %s "${images[-1]}")
     plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk is wrong'
     detach "$device"

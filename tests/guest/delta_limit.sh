@@ -55,7 +55,7 @@ ploopctl create -s 900M -b 64K "$SCRATCH/2.img" >/dev/null
 device=$(attach "$SCRATCH/2.img")
 fill 0 1
 must $MAX_DELTA_SIZE Q $((4 * 128))
-if timeout 60 plooptest op "$device" grow $((40 << 21)) >"$TEST_DIR/said" 2>&1; then die 'it has grown'; fi
+if timeout "$(limit 60)" plooptest op "$device" grow $((40 << 21)) >"$TEST_DIR/said" 2>&1; then die 'it has grown'; fi
 grep -qE 'errno 28$|os error 28\)' "$TEST_DIR/said" || die "growth: $(<"$TEST_DIR/said")"
 # 40 clusters of entries.
 (($(stat -c %s "$SCRATCH/2.img") < 40 << 16)) || die 'the file has grown all the same'

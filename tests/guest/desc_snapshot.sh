@@ -144,7 +144,7 @@ put
 dd if=/dev/urandom of="$at/dirty" bs=1M count=8 status=none
 uuid=$(make)
 # Not frozen for good.
-timeout 20 touch "$at/after"
+timeout "$(limit 20)" touch "$at/after"
 second=$(attach -r --snapshot "$uuid" "$disk")
 e2fsck -f -n "$second" >"$TEST_DIR/fsck" || die "a snapshot of a stacked file system is not clean: $(<"$TEST_DIR/fsck")"
 detach "$second"

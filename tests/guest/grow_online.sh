@@ -17,7 +17,7 @@ sectors() { blockdev --getsz "$device"; }
 refused() {
     local want=$1
     shift
-    if timeout 60 "$@" >"$TEST_DIR/why" 2>&1; then die "not refused: $*"; fi
+    if timeout "$(limit 60)" "$@" >"$TEST_DIR/why" 2>&1; then die "not refused: $*"; fi
     grep -q "os error $want)" "$TEST_DIR/why" || die "$*: $(<"$TEST_DIR/why"), not $want"
 }
 
@@ -81,12 +81,12 @@ try() {
     for step in "$@"; do
         sleep 0.4
         mib=$((mib + step))
-        timeout 60 plooptest op "$device" grow $((mib << 11)) || die "growth to $mib MiB failed"
+        timeout "$(limit 60)" plooptest op "$device" grow $((mib << 11)) || die "growth to $mib MiB failed"
         expect_same "$(sectors)" $((mib << 11)) size
     done
     refused 22 plooptest op "$device" grow $(((mib << 11) - 2048))
     if [[ $kind != raw ]]; then refused 22 plooptest op "$device" grow $(((mib << 11) + 8)); fi
-    timeout 60 plooptest op "$device" grow $((mib << 11)) || die 'growth by nothing failed'
+    timeout "$(limit 60)" plooptest op "$device" grow $((mib << 11)) || die 'growth by nothing failed'
     end_load growth
     # What is new reads as zeros and can be written.
     plooptest load-verify --written "$device" "$TEST_DIR/model"
@@ -116,7 +116,7 @@ device=$(attach "${images[0]}")
 refused 27 plooptest op "$device" grow $((1 << 33))
 refused 22 plooptest op "$device" grow 0
 dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct conv=fsync status=none
-timeout 60 plooptest op "$device" grow $((65 << 11))
+timeout "$(limit 60)" plooptest op "$device" grow $((65 << 11))
 detach "$device"
 kind=one
 judge
@@ -136,8 +136,8 @@ detach "$device"
 note 'copied before anything is written'
 ploopctl create -s 200M -b 32K "$SCRATCH/empty.img" >/dev/null
 device=$(attach "$SCRATCH/empty.img")
-timeout 60 plooptest op "$device" grow $((300 << 11))
-timeout 60 plooptest track-copy --quiesce true "$device" "$SCRATCH/empty.img" "$SCRATCH/copy.img"
+timeout "$(limit 60)" plooptest op "$device" grow $((300 << 11))
+timeout "$(limit 60)" plooptest track-copy --quiesce true "$device" "$SCRATCH/empty.img" "$SCRATCH/copy.img"
 detach "$device"
 device=$(attach "$SCRATCH/copy.img")
 expect_same "$(sectors)" $((300 << 11)) 'size of the copy'
@@ -157,7 +157,7 @@ perl -e 'print "x" x shift' $((1048576 - within)) |
     dd of="$SCRATCH/odd.img" bs=64K seek=$((len - 1048576 + within)) oflag=seek_bytes conv=notrunc status=none
 device=$(attach "$SCRATCH/odd.img")
 cmp -n "$within" -i $((size - within)):0 "$device" "$TEST_DIR/last" >&2 || die 'the last cluster is not at the end of the file'
-timeout 60 plooptest op "$device" grow $((1 << 21))
+timeout "$(limit 60)" plooptest op "$device" grow $((1 << 21))
 cmp -n "$within" -i $((size - within)):0 "$device" "$TEST_DIR/last" >&2 || die 'the last bytes are lost'
 cmp -n $(((1 << 30) - size)) -i "$size:0" "$device" /dev/zero >&2 || die 'what was behind the end shows'
 detach "$device"
@@ -169,7 +169,7 @@ ploopctl create -s 64M -b 1M "$SCRATCH/far.img" >/dev/null
 perl -e 'print pack("V", 1 << 30)' | dd of="$SCRATCH/far.img" bs=1 seek=48 conv=notrunc status=none
 truncate -s $((512 << 30)) "$SCRATCH/far.img"
 device=$(attach "$SCRATCH/far.img")
-timeout 60 plooptest op "$device" grow $((256 << 11))
+timeout "$(limit 60)" plooptest op "$device" grow $((256 << 11))
 dd if=/dev/urandom of="$device" bs=1M count=1 seek=200 oflag=direct conv=fsync status=none
 (($(stat -c %b "$SCRATCH/far.img") < 200 << 11)) || die "it takes $(stat -c %b "$SCRATCH/far.img") sectors"
 detach "$device"
@@ -180,7 +180,7 @@ note 'a raw disk whose file somebody has cut: to make it longer would hide that'
 truncate -s 64M "$SCRATCH/raw"
 device=$(attach -f raw -b 64K "$SCRATCH/raw")
 truncate -s 32M "$SCRATCH/raw"
-if timeout 60 plooptest op "$device" grow $((128 << 11)) >"$TEST_DIR/why" 2>&1; then die 'it has grown'; fi
+if timeout "$(limit 60)" plooptest op "$device" grow $((128 << 11)) >"$TEST_DIR/why" 2>&1; then die 'it has grown'; fi
 grep -qE 'errno 5$|os error 5\)' "$TEST_DIR/why" || die "growth: $(<"$TEST_DIR/why")"
 expect_same "$(stat -c %s "$SCRATCH/raw")" $((32 << 20)) 'length of what was cut'
 udevadm settle -t 10 || true
@@ -200,7 +200,7 @@ head -c 20M /dev/urandom >"$TEST_DIR/fs/a"
 udevadm monitor --kernel --subsystem-match=block --property >"$TEST_DIR/events" &
 monitor=$!
 sleep 1
-timeout 60 plooptest op "$device" grow $((700 << 11))
+timeout "$(limit 60)" plooptest op "$device" grow $((700 << 11))
 retry 10 grep -q 'RESIZE=1' "$TEST_DIR/events" || die "no event of a size that changed: $(<"$TEST_DIR/events")"
 kill "$monitor"
 sgdisk -e "$device" >&2 || die 'sgdisk -e fails'

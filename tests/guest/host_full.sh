@@ -15,7 +15,8 @@ FREEZE=0x5020 THAW=0x5021
 
 # direct OFFSET COUNT: clusters of data to the disk; in the background.
 direct() {
-    timeout 60 dd if="$TEST_DIR/data" of="$device" bs=$c seek="$1" count="$2" oflag=direct conv=notrunc status=none
+    timeout "$(limit 60)" dd if="$TEST_DIR/data" of="$device" bs=$c seek="$1" count="$2" \
+        oflag=direct conv=notrunc status=none
 }
 
 waits() { kill -0 "$1" 2>/dev/null; }
@@ -61,11 +62,12 @@ try() {
     retry 20 says_more_than "$before" "$no_space" || die 'nothing says that there is no space'
     sleep 1
     for i in "${writers[@]}"; do waits "$i" || die 'a write did not wait'; done
-    timeout 10 cmp -n 1048576 "$device" "$TEST_DIR/data" || die 'reads are wrong while the host is full'
-    timeout 10 dd if="$TEST_DIR/data" of="$device" bs=$c count=8 oflag=direct conv=notrunc,fsync status=none ||
+    timeout "$(limit 10)" cmp -n 1048576 "$device" "$TEST_DIR/data" || die 'reads are wrong while the host is full'
+    timeout "$(limit 10)" dd if="$TEST_DIR/data" of="$device" bs=$c count=8 \
+        oflag=direct conv=notrunc,fsync status=none ||
         die 'an overwrite or a flush failed while the host is full'
-    timeout 10 blkdiscard -o 0 -l $((4 * c)) "$device" || die 'a discard failed while the host is full'
-    timeout 10 cmp -n $((4 * c)) "$device" /dev/zero || die 'what was discarded is not zero'
+    timeout "$(limit 10)" blkdiscard -o 0 -l $((4 * c)) "$device" || die 'a discard failed while the host is full'
+    timeout "$(limit 10)" cmp -n $((4 * c)) "$device" /dev/zero || die 'what was discarded is not zero'
 }
 
 mkdir -p /run/udev/rules.d
@@ -110,7 +112,7 @@ udevadm control --reload
 
 note 'discarded clusters are space'
 try one
-timeout 20 blkdiscard -o 0 -l $((16 * c)) "$device"
+timeout "$(limit 20)" blkdiscard -o 0 -l $((16 * c)) "$device"
 sleep 3
 waits "${writers[0]}" || note 'some were let through'
 rm "$SCRATCH/filler"
@@ -130,11 +132,11 @@ before=$(said "$no_space")
 dd if=/dev/urandom of="$device" bs=1M seek=2 count=28 conv=notrunc status=none &
 writer=$!
 retry 30 says_more_than "$before" "$no_space" || die 'nothing says that there is no space'
-expect_fail timeout 20 ploopctl detach "$device"
+expect_fail timeout "$(limit 20)" ploopctl detach "$device"
 [[ -b $device ]] || die 'detached while it is written'
 waits "$writer" || die 'the writer did not wait'
 # What cannot be written fails, then nobody has it open.
-timeout 60 ploopctl detach --force --wait 30 "$device" || note "detach says $?"
+timeout "$(limit 60)" ploopctl detach --force --wait 30 "$device" || note "detach says $?"
 wait "$writer" || note "the writer says $?"
 [[ ! -b $device ]] || detach "$device"
 rm -f "$SCRATCH/filler"
@@ -167,12 +169,12 @@ retry 20 says_more_than "$before" "$no_space" || die 'nothing says that there is
 call $THAW >"$TEST_DIR/thawed" &
 thawer=$!
 sleep 2
-timeout 10 plooptest sync "$device" || die 'calls do not go on'
-timeout 10 plooptest checkpoint start "$device" 5 || die 'a checkpoint does not go on'
+timeout "$(limit 10)" plooptest sync "$device" || die 'calls do not go on'
+timeout "$(limit 10)" plooptest checkpoint start "$device" 5 || die 'a checkpoint does not go on'
 waits "$thawer" || die 'thawing did not wait'
 for call in $FREEZE $THAW; do expect_same "$(call $call)" 16 "errno of $call"; done
 ploopctl create -s 32M -b 64K "$TEST_DIR/2.img" >/dev/null
-expect_fail timeout 20 plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/2.img"
+expect_fail timeout "$(limit 20)" plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/2.img"
 expect_same "$(nr_levels "$device")" 2 levels
 rm "$SCRATCH/filler"
 wait "$writer" || die 'the write that waited for space failed'

@@ -65,7 +65,7 @@ below "0 $sectors error"
 expect_fail dd if=/dev/urandom of="$device" bs=4k seek=$((40 << 8)) count=64 oflag=direct conv=fsync status=none
 expect_event "DEVNAME=$device" PLOOP_POISONED=1
 stop_listening
-timeout 30 ploopctl detach "$device" || note "detach says $?"
+timeout "$(limit 30)" ploopctl detach "$device" || note "detach says $?"
 below "0 $sectors linear $disk 0"
 [[ ! -b $device ]] || detach "$device"
 umount "$SCRATCH"

@@ -48,9 +48,9 @@ if ((round < last)); then
             retry 60 eval '(($(plooptest acked "$TEST_DIR/ack") > 3))' || die 'nothing is written'
             echo 'kill: now'
         fi
-        uuids+=("$(timeout 100 ploopctl snapshot create "$disk")") || die 'no snapshot'
+        uuids+=("$(timeout "$(limit 100)" ploopctl snapshot create "$disk")") || die 'no snapshot'
         ((${#uuids[@]} < 3)) || {
-            timeout 100 ploopctl snapshot delete --uuid "${uuids[0]}" "$disk" >/dev/null || die 'no merge'
+            timeout "$(limit 100)" ploopctl snapshot delete --uuid "${uuids[0]}" "$disk" >/dev/null || die 'no merge'
             uuids=("${uuids[@]:1}")
         }
     done

@@ -72,11 +72,11 @@ while alive "$hog" || alive "$writer"; do
     count=$((count + 1))
     size=$(($(blockdev --getsize64 "$files") >> 20))
     new "$count" "$size"
-    timeout 300 plooptest snapshot --cluster-log 7 "$files" "$SCRATCH/$count.img" || die 'a snapshot failed'
+    timeout "$(limit 300)" plooptest snapshot --cluster-log 7 "$files" "$SCRATCH/$count.img" || die 'a snapshot failed'
     sleep 1
-    timeout 300 plooptest op "$files" merge top || die 'a merge failed'
-    timeout 300 plooptest op "$files" grow $(((size + 8) << 11)) || die 'the disk could not grow'
-    timeout 300 plooptest op "$files" compact || die 'the disk could not be compacted'
+    timeout "$(limit 300)" plooptest op "$files" merge top || die 'a merge failed'
+    timeout "$(limit 300)" plooptest op "$files" grow $(((size + 8) << 11)) || die 'the disk could not grow'
+    timeout "$(limit 300)" plooptest op "$files" compact || die 'the disk could not be compacted'
     rm "$SCRATCH/$count.img"
 done
 wait "$hog" || die 'memory that was swapped is wrong'

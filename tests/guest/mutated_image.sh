@@ -52,7 +52,7 @@ mutate() {
 # try CMD...: in time, with whatever result.
 try() {
     local status=0
-    timeout 60 "$@" >"$TEST_DIR/said" 2>&1 || status=$?
+    timeout "$(limit 60)" "$@" >"$TEST_DIR/said" 2>&1 || status=$?
     ((status < 124)) || die "status $status of $*: $(tail -n 3 "$TEST_DIR/said")"
     tried=$((tried + 1)) refused=$((refused + (status != 0)))
     return "$status"
@@ -85,7 +85,7 @@ for ((round = 1; round <= rounds; round++)); do
     done) 2>/dev/null &
     busy=$!
     for i in 1 2 3; do mutate; operate; done
-    timeout 60 tail --pid "$busy" -f /dev/null || die 'I/O hangs'
+    timeout "$(limit 60)" tail --pid "$busy" -f /dev/null || die 'I/O hangs'
     wait "$busy" || true
     mapfile -t images < <(images_of "$device")
     udevadm settle -t 10 || true

@@ -21,16 +21,18 @@ full() { dd if=/dev/zero of="$small/filler" bs=4k status=none 2>/dev/null || tru
 put() {
     dd if=/dev/urandom of="$TEST_DIR/part" bs=1M count=1 status=none
     dd if="$TEST_DIR/part" of="$TEST_DIR/model" bs=1M seek="$1" conv=notrunc status=none
-    timeout "${2:-20}" dd if="$TEST_DIR/part" of="$device" bs=1M seek="$1" oflag=direct conv=notrunc status=none
+    timeout "$(limit "${2:-20}")" dd if="$TEST_DIR/part" of="$device" bs=1M seek="$1" \
+        oflag=direct conv=notrunc status=none
 }
 
 same() {
     drop_caches
-    timeout 60 dd if="$device" iflag=direct bs=1M count=64 status=none | cmp -n $((64 << 20)) - "$TEST_DIR/model" >&2 || die "$1: the disk is wrong"
+    timeout "$(limit 60)" dd if="$device" iflag=direct bs=1M count=64 status=none |
+        cmp -n $((64 << 20)) - "$TEST_DIR/model" >&2 || die "$1: the disk is wrong"
 }
 
 no_space() {
-    if timeout 60 "$@" >"$TEST_DIR/why" 2>&1; then die "succeeded without space: $*"; fi
+    if timeout "$(limit 60)" "$@" >"$TEST_DIR/why" 2>&1; then die "succeeded without space: $*"; fi
     grep -qE 'errno 28$|os error 28\)' "$TEST_DIR/why" || die "$*: $(<"$TEST_DIR/why")"
     expect_same "$(cat "/sys/block/${device##*/}/pstate/aborted")" 0 aborted
 }
@@ -67,7 +69,7 @@ same 'merge without space'
 put 30
 same 'written after it'
 rm "$small/filler"
-timeout 60 plooptest op "$device" merge top || die 'the merge fails with space'
+timeout "$(limit 60)" plooptest op "$device" merge top || die 'the merge fails with space'
 end "$small/0.img"
 
 note 'the same, and writes are parked in the destination'
@@ -82,7 +84,8 @@ for i in 32 40 48 56; do
         dd if="$TEST_DIR/random$i" of="$TEST_DIR/model" bs=1M seek=$at conv=notrunc status=none
     done
     (for ((at = i; at < i + 5; at++)); do
-        timeout 100 dd if="$TEST_DIR/random$i" of="$device" bs=1M seek=$at count=1 oflag=direct conv=notrunc status=none || exit 1
+        timeout "$(limit 100)" dd if="$TEST_DIR/random$i" of="$device" bs=1M seek=$at count=1 \
+            oflag=direct conv=notrunc status=none || exit 1
     done) &
     writers+=($!)
 done
@@ -93,11 +96,12 @@ timeout "$(limit 5)" plooptest op-wait "$device" >"$TEST_DIR/why" 2>&1 && die 't
 timeout "$(limit 10)" cmp -n $((12 << 20)) "$device" "$TEST_DIR/model" >&2 || die 'reads are wrong without space'
 rm "$small/filler"
 mount -o remount,size=128M "$small"
-timeout 60 plooptest op-wait "$device" >"$TEST_DIR/why" 2>&1 || true
+timeout "$(limit 60)" plooptest op-wait "$device" >"$TEST_DIR/why" 2>&1 || true
 note "$(<"$TEST_DIR/why"), $(nr_levels "$device") levels"
 for i in "${writers[@]}"; do wait "$i" || die 'a parked write failed'; done
 same 'parked writes'
-(($(nr_levels "$device") == 1)) || timeout 60 plooptest op "$device" merge top || die 'the merge fails with space'
+(($(nr_levels "$device") == 1)) || timeout "$(limit 60)" plooptest op "$device" merge top ||
+    die 'the merge fails with space'
 expect_same "$(nr_levels "$device")" 1 levels
 end "$small/0.img"
 rm "$small"/*
@@ -113,7 +117,7 @@ expect_same "$(nr_levels "$device")" 3 levels
 put 21
 same 'merge without space'
 rm "$small/filler"
-timeout 60 plooptest op "$device" merge 1 || die 'the merge fails with space'
+timeout "$(limit 60)" plooptest op "$device" merge 1 || die 'the merge fails with space'
 end "$small/0.img" "$SCRATCH/2.img"
 
 note 'a snapshot, and writes that are parked'
@@ -126,18 +130,18 @@ device=$(attach "$small/0.img" "$SCRATCH/1.img" "$small/2.img")
 full
 dd if=/dev/urandom of="$TEST_DIR/part2" bs=1M count=16 status=none
 dd if="$TEST_DIR/part2" of="$TEST_DIR/model" bs=1M seek=40 conv=notrunc status=none
-timeout 100 dd if="$TEST_DIR/part2" of="$device" bs=1M seek=40 oflag=direct conv=notrunc status=none &
+timeout "$(limit 100)" dd if="$TEST_DIR/part2" of="$device" bs=1M seek=40 oflag=direct conv=notrunc status=none &
 writer=$!
 retry 20 space_is full || die 'nothing is parked'
 no_space plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
 expect_same "$(nr_levels "$device")" 3 levels
 no_space plooptest op "$device" grow $((65 << 11))
-timeout 60 plooptest op "$device" compact && note 'compaction succeeded while writes are parked'
+timeout "$(limit 60)" plooptest op "$device" compact && note 'compaction succeeded while writes are parked'
 kill -0 "$writer" || die 'the write did not wait'
 rm "$small/filler"
 mount -o remount,size=128M "$small"
 wait "$writer" || die 'the parked write failed'
-timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img" || die 'no snapshot with space'
+timeout "$(limit 30)" plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img" || die 'no snapshot with space'
 end "$small/0.img" "$SCRATCH/1.img" "$small/2.img" "$SCRATCH/3.img"
 
 note 'growth: a larger index has no space'
@@ -155,7 +159,7 @@ no_space plooptest op "$device" grow $((900 << 11))
 same 'growth without space'
 expect_same "$(blockdev --getsz "$device")" $((200 << 11)) size
 rm "$small/filler"
-timeout 60 plooptest op "$device" grow $((900 << 11)) || die 'growth fails with space'
+timeout "$(limit 60)" plooptest op "$device" grow $((900 << 11)) || die 'growth fails with space'
 same grown
 put 9
 end "$small/g.img"
@@ -165,7 +169,7 @@ rm -f "$small"/*
 ploopctl create -s 200M -b 32K "$small/0.img" >/dev/null
 device=$(attach "$small/0.img")
 # A second cluster of entries.
-timeout 60 plooptest op "$device" grow $((300 << 11))
+timeout "$(limit 60)" plooptest op "$device" grow $((300 << 11))
 full
 no_space plooptest op "$device" grow $((200 << 21))
 rm "$small/filler"
@@ -192,7 +196,7 @@ no_space plooptest op "$device" grow $((64 << 11))
 expect_same "$(stat -c %s "$small/raw")" $((40 << 20)) 'length after growth that failed'
 rm "$small/filler"
 wait "$writer" || die 'the parked write failed'
-timeout 60 plooptest op "$device" grow $((64 << 11)) || die 'growth fails with space'
+timeout "$(limit 60)" plooptest op "$device" grow $((64 << 11)) || die 'growth fails with space'
 expect_same "$(stat -c %s "$small/raw")" $((64 << 20)) length
 detach "$device"
 

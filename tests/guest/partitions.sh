@@ -36,7 +36,8 @@ mkfs.ext4 -q "${device}p18"
 mount "${device}p18" "$TEST_DIR/mnt"
 ploopctl create -s 200M -b 64K "$TEST_DIR/mnt/own.img" >/dev/null
 status=0
-timeout 30 plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/mnt/own.img" >"$TEST_DIR/said" 2>&1 || status=$?
+timeout "$(limit 30)" plooptest snapshot --freeze --cluster-log 7 "$device" "$TEST_DIR/mnt/own.img" \
+    >"$TEST_DIR/said" 2>&1 || status=$?
 ((status == 1)) && grep -qE 'errno 40$|symbolic links' "$TEST_DIR/said" || die "an image on the disk itself: $status, $(<"$TEST_DIR/said")"
 left_frozen "$device" "$TEST_DIR/mnt"
 umount "$TEST_DIR/mnt"

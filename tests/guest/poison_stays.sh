@@ -23,7 +23,8 @@ del_delta() { call 0x40045005 L "$1"; }
 aborted() { cat "/sys/block/${device##*/}/pstate/aborted"; }
 
 # put MIB FLAG: a MiB of the data to its place.
-put() { timeout 30 dd if="$TEST_DIR/data" of="$device" bs=1M skip="$1" seek="$1" count=1 oflag="direct$2" conv=notrunc status=none; }
+put() { timeout "$(limit 30)" dd if="$TEST_DIR/data" of="$device" bs=1M skip="$1" seek="$1" count=1 \
+    oflag="direct$2" conv=notrunc status=none; }
 
 # same FIRST END: these MiB are what was written.
 same() { cmp -i $(($1 << 20)) -n $((($2 - $1) << 20)) "$device" "$TEST_DIR/data" >&2; }
@@ -77,7 +78,7 @@ for try in 'a write' del_delta 'a write' op freeze dump; do
 done
 
 note 'attached again'
-timeout 30 ploopctl detach "$device" || note "detach says $?"
+timeout "$(limit 30)" ploopctl detach "$device" || note "detach says $?"
 [[ ! -b $device ]] || detach "$device"
 device=$(attach "$SCRATCH/0.img" "$SCRATCH/1.img" "$SCRATCH/2.img")
 # The one that failed may be old or new, and both are the same.

@@ -19,7 +19,8 @@ drop_caches
 cmp -n $((7 << 20)) "$device" "$TEST_DIR/data" || die "good clusters cannot be read"
 expect_fail dd if="$device" of=/dev/null bs=1M skip=12 count=1 iflag=direct status=none
 for cluster in 14 40; do
-    expect_fail timeout 20 dd if="$TEST_DIR/data" of="$device" bs=4k seek=$((cluster << 8)) count=1 oflag=direct status=none
+    expect_fail timeout "$(limit 20)" dd if="$TEST_DIR/data" of="$device" bs=4k seek=$((cluster << 8)) count=1 \
+        oflag=direct status=none
 done
 expect_same "$(stat -c %s "$image")" $((9 << 20)) 'length after writes behind the end'
 cmp -n $((7 << 20)) "$device" "$TEST_DIR/data" || die "good clusters cannot be read any more"
@@ -42,11 +43,11 @@ plooptest op --rate $((1 << 20)) --start "$device" merge top
 sleep 1
 truncate -s 9M "$SCRATCH/1.img"
 plooptest op-rate "$device" 0
-expect_fail timeout 60 plooptest op-wait "$device"
+expect_fail timeout "$(limit 60)" plooptest op-wait "$device"
 expect_same "$(nr_levels "$device")" 2 levels
 # Which of its slots are free is not known any more: a new cluster would get one that is in use.
 expect_same "$(<"/sys/block/${device##*/}/pstate/aborted")" 1 aborted
-expect_fail timeout 20 dd if="$TEST_DIR/data" of="$device" bs=1M seek=40 count=1 oflag=direct status=none
+expect_fail timeout "$(limit 20)" dd if="$TEST_DIR/data" of="$device" bs=1M seek=40 count=1 oflag=direct status=none
 expect_same "$(stat -c %s "$SCRATCH/1.img")" $((9 << 20)) 'length after the merge'
 udevadm settle -t 10 || true
 expect_fail ploopctl detach "$device"

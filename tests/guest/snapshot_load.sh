@@ -32,7 +32,7 @@ before=()
 for i in 1 2 3 4 5; do
     sleep 0.7
     new "$i" -s 64M -b 64K
-    timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/$i.img" || die "snapshot $i failed"
+    timeout "$(limit 30)" plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/$i.img" || die "snapshot $i failed"
     before+=("$(sums "$SCRATCH/$((i - 1)).img")")
 done
 expect_same "$(nr_levels "$device")" 6 levels
@@ -59,7 +59,7 @@ refused() {
     local what=$1 file=$2 was
     shift 2
     was=$(sums "$file")
-    expect_fail timeout 30 plooptest snapshot "$@" "$device" "$file"
+    expect_fail timeout "$(limit 30)" plooptest snapshot "$@" "$device" "$file"
     expect_same "$(nr_levels "$device")" 6 "$what: levels"
     [[ $what == busy ]] || expect_same "$(sums "$file")" "$was" "$what: the refused image"
     dd if="$TEST_DIR/data" of="$device" bs=64k seek=3 oflag=direct conv=notrunc,fsync status=none ||
@@ -92,7 +92,7 @@ for i in x filled small cluster version busy; do
     other=$(attach "$SCRATCH/$i.img")
     detach "$other"
 done
-timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/x.img"
+timeout "$(limit 30)" plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/x.img"
 cmp -n 65536 -i $((3 * 65536)):0 "$device" "$TEST_DIR/data" || die 'the last write is lost'
 detach "$device"
 rm -f "$SCRATCH"/*.img "$TEST_DIR/stop"
@@ -123,7 +123,8 @@ mounted() {
     for ((i = 1; i <= nr_snapshots; i++)); do
         sleep 0.3
         new "$i" -s 96M -b 64K
-        timeout 60 plooptest snapshot --freeze --cluster-log 7 "$device" "$SCRATCH/$i.img" || die "snapshot $i failed"
+        timeout "$(limit 60)" plooptest snapshot --freeze --cluster-log 7 "$device" "$SCRATCH/$i.img" ||
+            die "snapshot $i failed"
         chain $((i - 1))
         before=$(sums "${images[@]}")
         read=$(attach -r "${images[@]}")
@@ -132,7 +133,8 @@ mounted() {
             part=$read
             ((nr == 1)) || part=${read}p$fs
             retry 10 test -b "$part" || die "no $part"
-            timeout 60 e2fsck -fn "$part" >"$TEST_DIR/fsck" 2>&1 || die "snapshot $i: $part: $(tail -n 5 "$TEST_DIR/fsck")"
+            timeout "$(limit 60)" e2fsck -fn "$part" >"$TEST_DIR/fsck" 2>&1 ||
+                die "snapshot $i: $part: $(tail -n 5 "$TEST_DIR/fsck")"
         done
         detach "$read"
         expect_same "$(sums "${images[@]}")" "$before" 'lower images'

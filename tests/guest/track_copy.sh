@@ -29,7 +29,7 @@ round() {
     shift
     blkdiscard -f -z "$device"
     load
-    timeout 100 plooptest track-copy --rounds $((RANDOM % 4)) \
+    timeout "$(limit 100)" plooptest track-copy --rounds $((RANDOM % 4)) \
         --quiesce "touch $stop; while [ ! -s $TEST_DIR/model ]; do sleep 0.1; done" \
         "$device" "$image" "$copy" >&2 || die 'the copy failed'
     wait "$load" || die 'the load found something wrong'
