@@ -484,7 +484,8 @@ fn the_c_header_is_the_abi() {
         let missing = "left out: the C header, for want of a C compiler";
         // The build root has one.
         assert!(std::env::var_os("PLOOP_INSIDE").is_none(), "{missing}");
-        writeln!(std::io::stderr(), "{missing}").unwrap();
+        let mut log = std::io::stderr();
+        writeln!(log, "{missing}").unwrap();
         return;
     };
     let mut want = String::new();

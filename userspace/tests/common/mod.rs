@@ -120,7 +120,8 @@ pub fn has_qemu() -> bool {
     if !is_there {
         let missing = "left out: qemu-img or qemu-io is not installed";
         assert!(env::var_os("PLOOP_INSIDE").is_none(), "{missing}");
-        writeln!(io::stderr(), "{missing}").unwrap();
+        let mut log = io::stderr();
+        writeln!(log, "{missing}").unwrap();
     }
     is_there
 }
