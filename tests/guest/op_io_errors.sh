@@ -5,7 +5,7 @@
 # be read, nothing that was flushed is lost after attaching again, and when the spot
 # has healed the operation can be run to its end. A chain whose merge can neither end nor be
 # undone takes no other change, and a FREEZE that fails leaves no file system frozen.
-# timeout: 400
+# timeout: 500
 . "$(dirname "$0")/lib.sh"
 
 FREEZE=0x5020 DEL_DELTA=0x40045005 REPLACE_DELTA=0x4018500D MAX_DELTA_SIZE=0x4008501C
