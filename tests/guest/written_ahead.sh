@@ -4,6 +4,7 @@
 # not only allocated: to the file system a first write to a cluster is an overwrite, with nothing to
 # convert; a part at a time, so that other I/O does not wait for long. Where it does not, the space is
 # allocated as ever. Either way fresh clusters read as zeros.
+# timeout: 250
 . "$(dirname "$0")/lib.sh"
 
 modules=/lib/modules/$(uname -r)/modules.dep
