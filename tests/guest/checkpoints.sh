@@ -65,8 +65,7 @@ expect_same "$(plooptest checkpoint list "$device" | wc -l)" 1 checkpoints
 blkdiscard -f -z "$device"
 from=()
 for ((round = 1; round <= $(share 2 20); round++)); do
-    plooptest load --seed $((round + RANDOM)) --discard --seconds 60 --stop "$TEST_DIR/stop" "${from[@]}" --save "$TEST_DIR/model" "$device" >&2 &
-    load=$!
+    begin_load --seed $((round + RANDOM)) --discard --seconds 60 "${from[@]}" --save "$TEST_DIR/model" "$device"
     sleep 0.5
     ploopctl create -s 100M -b 256K "$SCRATCH/s.img" >/dev/null
     plooptest checkpoint arm "$device" $((10 + round))
@@ -75,7 +74,6 @@ for ((round = 1; round <= $(share 2 20); round++)); do
     sleep 0.7
     touch "$TEST_DIR/stop"
     wait "$load" || die 'the load found something wrong'
-    rm "$TEST_DIR/stop"
     from=(--from "$TEST_DIR/model")
     # What it tells, taken from the disk as it is now, makes that of what was then.
     at=$(attach "$TEST_DIR/then.img")

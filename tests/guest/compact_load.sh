@@ -17,11 +17,9 @@ used() { ploopctl check "$1" | grep -oE '[0-9]+ of [0-9]+ used' | cut -d' ' -f1;
 # load: in the background, going on from what the disk holds.
 load() {
     local from=()
-    rm -f "$TEST_DIR/stop"
     [[ ! -e $TEST_DIR/model ]] || from=(--from "$TEST_DIR/model")
     seed=$((seed + 1))
-    plooptest load --seed "$seed" --discard --seconds 120 --stop "$TEST_DIR/stop" "${from[@]}" --save "$TEST_DIR/model" "$device" >&2 &
-    load=$!
+    begin_load --seed "$seed" --discard --seconds 120 "${from[@]}" --save "$TEST_DIR/model" "$device"
 }
 
 end_load() {

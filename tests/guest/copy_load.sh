@@ -40,9 +40,7 @@ note 'the bare disk'
 for ((run = 1; run <= runs; run++)); do
     ploopctl create -s "$(share 24 48)M" -b 64K "$SCRATCH/disk.img"
     device=$(attach "$SCRATCH/disk.img")
-    rm -f "$TEST_DIR/stop"
-    plooptest load --seed $((seed + run)) --discard --seconds 60 --stop "$TEST_DIR/stop" --save "$TEST_DIR/model" "$device" &
-    load=$!
+    begin_load --seed $((seed + run)) --discard --seconds 60 --save "$TEST_DIR/model" "$device"
     nap
     # The load is ended by the stop command, as a freeze does not hold who writes to the disk itself.
     end="touch '$TEST_DIR/stop'; while kill -0 $load 2>/dev/null && [ \"\$(cut -d' ' -f3 /proc/$load/stat)\" != Z ]; do sleep 0.1; done"

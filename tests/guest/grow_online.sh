@@ -22,11 +22,7 @@ refused() {
 }
 
 # load FROM: in the background.
-load() {
-    rm -f "$TEST_DIR/stop"
-    plooptest load --seed "$seed" --discard --seconds 120 --stop "$TEST_DIR/stop" "$@" --save "$TEST_DIR/model" --written "$device" >&2 &
-    load=$!
-}
+load() { begin_load --seed "$seed" --discard --seconds 120 "$@" --save "$TEST_DIR/model" --written "$device"; }
 
 end_load() {
     touch "$TEST_DIR/stop"

@@ -50,10 +50,10 @@ dd if="$TEST_DIR/data" of="$device" bs=64K count=4 seek=600 oflag=direct status=
 ip link set lo down
 plooptest sync "$device" &
 syncer=$!
-sleep 1
+retry 20 waits_in_ioctl "$syncer" || die 'who makes it durable does not wait for the server'
 kill -KILL "$syncer"
 sleep 2
-[[ -d /proc/$syncer ]] || note 'it did not wait'
+waits_in_ioctl "$syncer" || die 'the one that was killed did not wait for the end of it'
 ip link set lo up
 wait "$syncer" || note "the one that was killed: status $?"
 expect_same "$(cat "/sys/block/${device##*/}/pstate/aborted")" 0 'writes refused'
@@ -65,15 +65,14 @@ ploopctl check "$image" >&2
 note 'under load, and the server out of reach for a while'
 device=$(attach "$image")
 blkdiscard -f -z "$device"
-plooptest load --seed "${SEED:-7}" --seconds 200 --stop "$TEST_DIR/stop" --save "$TEST_DIR/model" "$device" >&2 &
-load=$!
+begin_load --seed "${SEED:-7}" --seconds 200 --save "$TEST_DIR/model" "$device"
 sleep 2
 gone
 ploopctl create -s 48M -b 64K "$at/1.img" >/dev/null
-timeout 100 plooptest snapshot --cluster-log 7 "$device" "$at/1.img" || die 'no snapshot'
+timeout "$(limit 100)" plooptest snapshot --cluster-log 7 "$device" "$at/1.img" || die 'no snapshot'
 sleep 2
 gone
-timeout 100 plooptest op "$device" merge top || die 'no merge'
+timeout "$(limit 100)" plooptest op "$device" merge top || die 'no merge'
 touch "$TEST_DIR/stop"
 wait "$load" || die 'the load found something wrong'
 detach "$device"

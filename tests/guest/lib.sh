@@ -70,11 +70,12 @@ need() {
 
 # --- expecting ----------------------------------------------------------------
 
-# expect_fail CMD...: CMD must fail with a status of its own (not a signal).
+# expect_fail CMD...: CMD must fail with a status of its own (not a signal, nor the end of its time).
 expect_fail() {
     local status=0
     "$@" || status=$?
     ((status != 0)) || die "succeeded, but must not: $*"
+    [[ $1 != timeout || $status != 124 ]] || die "no end in time: $*"
     ((status < 128)) || die "ended by signal $((status - 128)): $*"
 }
 
@@ -221,6 +222,29 @@ call() {
         for (@values) { if (s/^@//) { open(my $file, "+<", $_) or die "$_: $!"; push @files, $file; $_ = fileno $file } }
         open(my $f, "<", $dev) or die "$dev: $!";
         print ioctl($f, hex $nr, defined $template ? pack($template, @values) : 0) ? 0 : $! + 0' "$device" "$@"
+}
+
+# in_flight DEVICE: whether a request to it is on its way.
+in_flight() {
+    local reads writes
+    read -r reads writes <"/sys/block/${1##*/}/inflight"
+    ((reads + writes > 0))
+}
+
+# waits_in_ioctl PID: it does, or the program that it runs.
+waits_in_ioctl() {
+    local program
+    grep -qs '^16 ' "/proc/$1/syscall" || { program=$(pgrep -P "$1") && grep -qs '^16 ' "/proc/$program/syscall"; }
+}
+
+# begin_load OPTIONS... DEVICE: `plooptest load` in the background, which is process $load, until $TEST_DIR/stop
+# is there. When this returns some of it is done, so what follows is done under load.
+begin_load() {
+    rm -f "$TEST_DIR/stop" "$TEST_DIR/begun"
+    plooptest load --stop "$TEST_DIR/stop" --begun "$TEST_DIR/begun" "$@" >&2 &
+    # shellcheck disable=SC2034 # for the tests
+    load=$!
+    retry 30 test -e "$TEST_DIR/begun" || die 'the load does not begin'
 }
 
 # space_is ok|low|full: how it is about space for the image of $device.

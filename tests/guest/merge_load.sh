@@ -16,12 +16,9 @@ new() { ploopctl create -s 64M -b 64K "${@:2}" "$SCRATCH/$1.img" >/dev/null; }
 # load SECONDS: in the background, going on from what the disk holds.
 load() {
     local from=()
-    rm -f "$TEST_DIR/stop"
     [[ ! -e $TEST_DIR/model ]] || from=(--from "$TEST_DIR/model")
     seed=$((seed + 1))
-    plooptest load --seed "$seed" --discard --seconds "$1" --stop "$TEST_DIR/stop" \
-        "${from[@]}" --save "$TEST_DIR/model" "$device" >&2 &
-    load=$!
+    begin_load --seed "$seed" --discard --seconds "$1" "${from[@]}" --save "$TEST_DIR/model" "$device"
 }
 
 end_load() {
@@ -47,7 +44,7 @@ build() {
         sleep 0.4
         end_load 'before'
         new "$i"
-        timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/$i.img"
+        timeout "$(limit 30)" plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/$i.img"
     done
     load 60
     sleep 0.4
@@ -69,7 +66,7 @@ merge() {
     before=$(nr_levels "$device")
     load 90
     sleep 0.2
-    timeout 90 plooptest op "$device" merge "$1" || die "merge $1 failed"
+    timeout "$(limit 90)" plooptest op "$device" merge "$1" || die "merge $1 failed"
     sleep 0.2
     end_load "merge $1"
     expect_same "$(nr_levels "$device")" $((before - 1)) levels
@@ -80,14 +77,8 @@ merge() {
 refused() {
     local want=$1
     shift
-    if timeout 60 "$@" >"$TEST_DIR/why" 2>&1; then die "not refused: $*"; fi
+    if timeout "$(limit 60)" "$@" >"$TEST_DIR/why" 2>&1; then die "not refused: $*"; fi
     grep -q "$want" "$TEST_DIR/why" || die "$*: $(<"$TEST_DIR/why"), not $want"
-}
-
-# waits_in_ioctl PID: the program that it runs does.
-waits_in_ioctl() {
-    local program
-    program=$(pgrep -P "$1") && grep -q '^16 ' "/proc/$program/syscall"
 }
 
 note 'all pairs, ploop1'
@@ -132,7 +123,7 @@ for level in top 2 1; do
     plooptest op --start --rate 200000 "$device" merge "$level"
     # Nobody has it open, but it cannot be detached.
     udevadm settle -t 10 || true
-    expect_fail timeout 30 ploopctl detach "$device"
+    expect_fail timeout "$(limit 30)" ploopctl detach "$device"
     new extra
     refused 'os error 16)' plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/extra.img"
     rm "$SCRATCH/extra.img"
@@ -173,7 +164,7 @@ timeout "$(limit 60)" plooptest op-wait "$device" || die 'the merge goes on at i
 same 'merged after all'
 rm "$SCRATCH/3.img"
 new 3
-timeout 30 plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
+timeout "$(limit 30)" plooptest snapshot --cluster-log 7 "$device" "$SCRATCH/3.img"
 
 note 'cancelled as it comes, and again, without attaching anew'
 for ((i = 0; i < $(share 2 9); i++)); do
@@ -181,7 +172,7 @@ for ((i = 0; i < $(share 2 9); i++)); do
     plooptest op --start --rate $((RANDOM * 10 + 100000)) "$device" merge "$((i % 3 + 1))"
     sleep "0.$((RANDOM % 90 + 10))"
     plooptest op-cancel "$device"
-    if timeout 60 plooptest op-wait "$device" 2>/dev/null; then
+    if timeout "$(limit 60)" plooptest op-wait "$device" 2>/dev/null; then
         end_load 'ended'
         note "round $i ended before it was cancelled"
         break

@@ -71,12 +71,18 @@ operations() {
 
 # watching: trackers that are killed, checkpoints, SYNC, settings.
 watching() {
-    local image
+    local image tracked=0
     RANDOM=$((seed + 10))
     while ! over; do
         image=$(cat "/sys/block/${device##*/}/pdelta/$(($(nr_levels "$device") - 1))/image" 2>/dev/null) || continue
         nap
-        timeout -s KILL "0.$((RANDOM % 9 + 1))" plooptest track-copy --quiesce 'sleep 5' "$device" "$image" "$SCRATCH/copy" >/dev/null 2>&1 || true
+        rm -f "$SCRATCH/copy"
+        timeout -s KILL "$((RANDOM % 2)).$((RANDOM % 9 + 1))" plooptest track-copy --quiesce 'sleep 5' "$device" "$image" "$SCRATCH/copy" >/dev/null 2>&1 || true
+        # It copies nothing before it tracks. Who can track after another has discarded that one when it was killed.
+        if [[ -s $SCRATCH/copy ]]; then
+            ((tracked == 0)) || echo watch.track >>"$TEST_DIR/done"
+            tracked=1
+        fi
         attempt watch.checkpoint plooptest checkpoint start "$device" $((RANDOM % 4 + 1)) || true
         attempt watch.read plooptest checkpoint read "$device" $((RANDOM % 4 + 1)) || true
         attempt watch.arm plooptest checkpoint arm "$device" $((RANDOM % 4 + 1)) || true
@@ -94,7 +100,7 @@ watching() {
 let_go() {
     local dir=/sys/block/${1##*/} end=$((SECONDS + 120))
     while [[ $(cat "$dir/pdelta/0/image" "$dir/ro" 2>/dev/null | paste -sd ' ') == "$2 $3" ]]; do
-        timeout 60 ploopctl detach "$1" 2>"$TEST_DIR/$4.detach" && return
+        timeout "$(limit 60)" ploopctl detach "$1" 2>"$TEST_DIR/$4.detach" && return
         ((SECONDS < end)) || die "$4: cannot detach: $(<"$TEST_DIR/$4.detach")"
         nap
     done
@@ -108,7 +114,7 @@ comer() {
     ploopctl create -s 48M -b "$2" "$image" >/dev/null
     while ! over; do
         calm
-        at=$(timeout 120 ploopctl attach "$image" 2>"$TEST_DIR/$1.attach" | grep -oE '/dev/ploop[0-9]+' | head -n 1) || { nap; continue; }
+        at=$(timeout "$(limit 120)" ploopctl attach "$image" 2>"$TEST_DIR/$1.attach" | grep -oE '/dev/ploop[0-9]+' | head -n 1) || { nap; continue; }
         plooptest seqverify "$at" --acked "$acked" --blocks 200 --length $((48 << 20)) >/dev/null || die "$1: round $rounds, what was written is lost"
         # The verifier counts from 1 again: what is there is of an earlier round.
         blkdiscard -z "$at"
@@ -126,7 +132,7 @@ rival() {
     local at
     while ! over; do
         calm
-        at=$(timeout 60 ploopctl attach -r "$1" 2>/dev/null | grep -oE '/dev/ploop[0-9]+' | head -n 1) || true
+        at=$(timeout "$(limit 60)" ploopctl attach -r "$1" 2>/dev/null | grep -oE '/dev/ploop[0-9]+' | head -n 1) || true
         if [[ -n $at ]]; then
             dd if="$at" of=/dev/null bs=64k count=4 iflag=direct status=none 2>/dev/null || true
             let_go "$at" "$1" 1 rival
@@ -239,7 +245,7 @@ load() {
     plooptest load --seed "$seed" --discard --jobs 4 --seconds 100000 --stop "$stop" --save "$TEST_DIR/model" "$device" >&2 ||
         die 'the load found something wrong'
 }
-wanted=(snapshot merge-top merge compact grow checkpoint attach)
+wanted=(snapshot merge-top merge compact grow checkpoint track attach)
 run "$seconds" load 'operations 1' 'operations 2' watching 'comer one 64K' 'comer two 1M' \
     "rival $SCRATCH/one.img" reader opener crier unloader
 # Not before the rival has let go.

@@ -70,6 +70,13 @@ dmsetup create slow --table "0 $(blockdev --getsz "$below") linear $below 0"
 mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard /dev/mapper/slow
 mkdir -p "$TEST_DIR/slow"
 mount /dev/mapper/slow "$TEST_DIR/slow"
+
+# give_up REASON: it could not be unmounted while its disk does not answer.
+give_up() {
+    dmsetup resume slow
+    die "$@"
+}
+
 images=("$TEST_DIR/slow/base.img" "$SCRATCH/1.img" "$SCRATCH/2.img")
 for image in "${images[@]}"; do ploopctl create -s 64M -b 64K "$image" >/dev/null; done
 device=$(attach "${images[0]}")
@@ -81,16 +88,16 @@ udevadm settle -t 10
 dmsetup suspend --nolockfs --noflush slow
 dd if="$device" of=/dev/null bs=64k count=1 iflag=direct status=none &
 stuck=$!
-sleep 1
+retry 20 in_flight "$device" || give_up 'the read does not begin'
 plooptest snapshot --cluster-log 7 "$device" "${images[2]}" &
 snapshot=$!
-sleep 1
+retry 20 waits_in_ioctl "$snapshot" || give_up 'the snapshot does not wait for the read'
 for ((i = 0; i < 3; i++)); do
     dd if="$device" of=/dev/null bs=64k count=1 skip=$((8 + i)) iflag=direct status=none &
     waits=$!
-    timeout "$(limit 30)" tail --pid "$waits" -f /dev/null || { dmsetup resume slow; die "read $i waits for who waits for others"; }
+    timeout "$(limit 30)" tail --pid "$waits" -f /dev/null || give_up "read $i waits for who waits for others"
 done
-[[ -d /proc/$stuck && -d /proc/$snapshot ]] || { dmsetup resume slow; die 'the snapshot had nothing to wait for'; }
+in_flight "$device" && waits_in_ioctl "$snapshot" || give_up 'the snapshot had nothing to wait for'
 dmsetup resume slow
 wait "$stuck"
 wait "$snapshot"
@@ -112,14 +119,15 @@ dmsetup suspend --nolockfs --noflush slow
 # A part of a page, the rest of which is read first.
 printf x | dd of="$TEST_DIR/fs/file" bs=1 seek=500000 conv=notrunc status=none &
 stuck=$!
-sleep 1
+retry 20 in_flight "$device" || give_up 'the write does not begin'
 (call 5020 >"$TEST_DIR/frozen") &
 freezer=$!
-sleep 1
+# Not the other way round.
+retry 20 waits_in_ioctl "$freezer" || give_up 'the freeze does not wait for the write'
 (call 5020 >"$TEST_DIR/again") &
 other=$!
-timeout "$(limit 30)" tail --pid "$other" -f /dev/null || { dmsetup resume slow; die 'another call waits for the freeze'; }
-[[ -d /proc/$stuck && -d /proc/$freezer ]] || { dmsetup resume slow; die 'the freeze had nothing to wait for'; }
+timeout "$(limit 30)" tail --pid "$other" -f /dev/null || give_up 'another call waits for the freeze'
+in_flight "$device" && waits_in_ioctl "$freezer" || give_up 'the freeze had nothing to wait for'
 dmsetup resume slow
 wait "$stuck" "$freezer"
 expect_same "$(<"$TEST_DIR/frozen")" 0 'errno of FREEZE'

@@ -26,8 +26,7 @@ chain() {
 note 'the bare disk'
 new 0 -s 64M -b 64K
 device=$(attach "$SCRATCH/0.img")
-plooptest load --seed "$seed" --discard --seconds 60 --stop "$TEST_DIR/stop" --save "$TEST_DIR/model" "$device" &
-load=$!
+begin_load --seed "$seed" --discard --seconds 60 --save "$TEST_DIR/model" "$device"
 before=()
 for i in 1 2 3 4 5; do
     sleep 0.7
@@ -115,8 +114,8 @@ mounted() {
     nr_snapshots=$(share 2 9)
     for ((fs = 1; fs <= nr; fs++)); do
         truncate -s 8M "$TEST_DIR/fs$fs/load"
-        plooptest load --seed $((seed + fs)) --jobs 2 --seconds 90 --stop "$TEST_DIR/stop" "$TEST_DIR/fs$fs/load" &
-        loads+=($!)
+        begin_load --seed $((seed + fs)) --jobs 2 --seconds 90 "$TEST_DIR/fs$fs/load"
+        loads+=("$load")
         churn "$TEST_DIR/fs$fs" &
         loads+=($!)
     done

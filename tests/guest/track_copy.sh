@@ -16,10 +16,9 @@ maintenance() { cat "/sys/block/${device##*/}/pstate/maintenance"; }
 
 # load: in the background until $stop is there.
 load() {
-    rm -f "$stop" "$TEST_DIR/model"
+    rm -f "$TEST_DIR/model"
     seed=$((seed + 1))
-    plooptest load --seed "$seed" --discard --seconds 120 --stop "$stop" --save "$TEST_DIR/model" "$device" >&2 &
-    load=$!
+    begin_load --seed "$seed" --discard --seconds 120 --save "$TEST_DIR/model" "$device"
     sleep "0.$((RANDOM % 90 + 10))"
 }
 

@@ -16,11 +16,12 @@ plooptest COMMAND...
   acked FILE                             the number acknowledged last
   seqverify DEV --acked N [--blocks K] [--length BYTES]
                                          every acknowledged block is there
-  load [--seed S] [--seconds N] [--stop FILE [--at-least N]] [--jobs J] [--discard] [--tolerate]
-       [--from FILE] [--save FILE] [--written] [--apart BYTES] DEV
+  load [--seed S] [--seconds N] [--stop FILE [--at-least N]] [--begun FILE] [--jobs J] [--discard]
+       [--tolerate] [--from FILE] [--save FILE] [--written] [--apart BYTES] DEV
                                          writes, discards, flushes, and reads compared, until FILE
                                          is there and N are done; then all is compared, or only the MiB written;
-                                         with --apart 4 KiB written so far apart, once each
+                                         with --apart 4 KiB written so far apart, once each; makes the
+                                         file begun once the first are done
   load-verify [--written] DEV FILE       the disk holds what load saved there
   read-at-once DEV OFFSET KIB[n]...      reads one behind the other, submitted in one call; with n
                                          those that must not wait; prints what each read, or its error

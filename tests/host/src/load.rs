@@ -27,6 +27,8 @@ const MAGIC: u64 = 0x706c_6f6f_706c_6f61;
 const LARGE: u64 = 2048;
 /// Sectors of a small piece: 20 KiB.
 const SMALL: u64 = 40;
+/// So much is done when it is said that the load has begun.
+const FIRST: u64 = 10;
 /// The version of a sector whose write failed: any is right.
 const ANY: u32 = u32::MAX;
 
@@ -310,13 +312,14 @@ impl Load<'_> {
     }
 }
 
-/// `load [--seed S] [--seconds N] [--stop FILE [--at-least N]] [--jobs J] [--discard] [--tolerate]
-/// [--from FILE] [--save FILE] [--written] [--apart BYTES] DEV`
+/// `load [--seed S] [--seconds N] [--stop FILE [--at-least N]] [--begun FILE] [--jobs J] [--discard]
+/// [--tolerate] [--from FILE] [--save FILE] [--written] [--apart BYTES] DEV`
 pub fn load(mut words: Words) -> Outcome {
     let seed = words.number("--seed", 1)?;
     let seconds = words.number("--seconds", 10)?;
     let stop_file = words.text("--stop")?;
     let at_least = words.number("--at-least", 0)?;
+    let mut begun = words.text("--begun")?;
     let jobs = words.number("--jobs", 4)?.max(1);
     let (discards, tolerates) = (words.flag("--discard"), words.flag("--tolerate"));
     let (from, save) = (words.text("--from")?, words.text("--save")?);
@@ -361,7 +364,11 @@ pub fn load(mut words: Words) -> Outcome {
         let is_wanted = || stop_file.as_ref().is_some_and(|f| Path::new(f).exists());
         let is_over =
             || Instant::now() >= end || (load.done.load(Relaxed) >= at_least && is_wanted());
-        while !stop.load(Relaxed) && !is_over() {
+        let mut told = Ok(());
+        while !stop.load(Relaxed) && !is_over() && told.is_ok() {
+            if load.done.load(Relaxed) >= FIRST {
+                told = begun.take().map_or(Ok(()), |f| File::create(f).map(drop));
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
         stop.store(true, Relaxed);
@@ -369,7 +376,8 @@ pub fn load(mut words: Words) -> Outcome {
             Ok(result) => result,
             Err(_) => Err(Failure::Trouble("a thread panicked".into())),
         });
-        joined.collect::<Vec<_>>()
+        let told = std::iter::once(told.map_err(Failure::from));
+        joined.chain(told).collect::<Vec<_>>()
     });
     for result in results {
         result?;
