@@ -73,5 +73,7 @@ spend() {
 
 # shellcheck disable=SC2034 # for fault-ops
 kinds=(failslab fail_page_alloc) size=$((3 << 20)) step=2 excuse='errno 12$|os error 12\)|Cannot allocate memory|Out of memory' may_poison=0
+# shellcheck disable=SC2034
+sure='attach snapshot merge_top merge_lower grow'
 ploopctl create -s 64M -b 64K "$SCRATCH/spend.img" >/dev/null
 . "$(dirname "$0")/fault-ops"
