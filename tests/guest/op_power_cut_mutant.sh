@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+# The proof that op_power_cut.sh and op_power_cut_steps.sh would notice: with a module that takes
+# clusters out of the source of a merge before the destination's index has them, a cut in the merge
+# loses what was acknowledged.
+# timeout: 300
+# module: none
+# mutant: drop_before_index
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/power-cut-lib"
+. "$(dirname "$0")/op-power-cut-lib"
+
+# shellcheck disable=SC2034 # for the libraries
+blocks=20
+
+above() {
+    snapshot 1
+    # Something in most clusters.
+    sleep 1
+}
+
+a_merge() { plooptest op "$device" merge top; }
+
+insmod "$BIN/ploop-mutant-drop_before_index.ko"
+# The kind whose base has nothing: only new places can be lost.
+begin_step grow above a_merge
+for ((entry = 0; entry <= nr; entry++)); do
+    if ! keeps_ops 1 $((first + entry)); then
+        note "the cut after $entry entries lost something, as it should"
+        rmmod ploop
+        exit 0
+    fi
+done
+die 'no cut lost anything'
