@@ -110,7 +110,8 @@ pub enum Op {
     Compact,
     /// Snapshots of up to four images, merges of two lower ones, and of the top.
     Lower,
-    /// `Chain` or `Compact`: the top that is compacted may have another image below.
+    /// `Chain`, `Compact` or `Grow`: the top that is compacted may have another image below, that
+    /// which grows has none.
     Mixed,
     /// Growth of the disk.
     Grow,
@@ -195,7 +196,7 @@ impl Config {
     }
 
     /// One of each kind of workload, for a short look.
-    pub fn all() -> [Self; 9] {
+    pub fn all() -> [Self; 11] {
         let usual = Self::usual();
         let base = Self {
             below: false,
@@ -221,6 +222,17 @@ impl Config {
             op(Op::Lower, false),
             op(Op::Compact, false),
             op(Op::Grow, false),
+            Self {
+                requests: 150,
+                ops: 8,
+                ..op(Op::Mixed, false)
+            },
+            Self {
+                version: Version::V1,
+                piece_sectors: 8,
+                slots_max: 14,
+                ..op(Op::Chain, true)
+            },
             Self::raw(Op::Chain),
             Self::raw(Op::Lower),
             usual,
@@ -286,7 +298,7 @@ impl Config {
             len,
         };
         // It has none, but the geometry of those above.
-        let header = self.created(0, blocks).header.closed(true);
+        let header = self.created(0, self.nr_entries, blocks).header.closed(true);
         self.reopened(Found {
             id: 0,
             image,
@@ -302,9 +314,9 @@ impl Config {
         (0..self.nr_clusters).map(own).collect()
     }
 
-    /// A new image, closed and empty, number `id`.
-    fn created(&self, id: u32, blocks: &mut Blocks) -> File {
-        let sectors = u64::from(self.nr_entries) * u64::from(Self::cluster_size());
+    /// A new image of `nr_entries`, closed and empty, number `id`.
+    fn created(&self, id: u32, nr_entries: u32, blocks: &mut Blocks) -> File {
+        let sectors = u64::from(nr_entries) * u64::from(Self::cluster_size());
         let cluster = ClusterSize::from_sectors(Self::cluster_size()).expect("a cluster size");
         let header = Header::new(self.version, cluster, sectors).expect("a header");
         let len = header.first_data.0 as usize * self.cluster_sectors();
@@ -315,9 +327,9 @@ impl Config {
         let mut block = [0; WORDS];
         block[..HEADER_SLOTS as usize].copy_from_slice(&header_words(&header));
         image.sectors[0] = blocks.stamp(block);
-        if self.op == Op::Grow {
+        if id == 0 && matches!(self.op, Op::Grow | Op::Mixed) {
             // An entry that does not count, as long as there are no more.
-            let (page, slot) = locate(Cluster(self.nr_entries));
+            let (page, slot) = locate(Cluster(nr_entries));
             let mut block = [0; WORDS];
             block[slot % WORDS] = header.encode_entry(header.first_data);
             image.sectors[page as usize * PAGE_SECTORS + slot / WORDS] = blocks.stamp(block);

@@ -173,7 +173,7 @@ fn compaction_with_failed_writes() {
 }
 
 #[test]
-fn compaction_between_snapshots_and_merges() {
+fn compaction_and_growth_between_snapshots_and_merges() {
     let cfg = Config {
         requests: 150,
         ops: 8,
@@ -523,7 +523,7 @@ fn cut_points_in_number() {
     let is_soak = std::env::var("PLOOP_EFFORT").is_ok_and(|e| e == "soak");
     let (seeds, floor) = match is_soak {
         true => (90, 1_000_000),
-        false => (10, 100_000),
+        false => (6, 100_000),
     };
     let (mut all, first) = (Tried::default(), first_seed());
     for cfg in Config::all() {

@@ -146,7 +146,7 @@ impl Run<'_> {
         let mut blocks = Blocks::default();
         let mut files = vec![match self.cfg.raw {
             true => self.cfg.raw_image(&mut blocks),
-            false => self.cfg.created(0, &mut blocks),
+            false => self.cfg.created(0, self.cfg.nr_entries, &mut blocks),
         }];
         let mut guest = self.reread(&[]);
         let mut unused = (1, 1);

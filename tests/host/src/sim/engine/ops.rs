@@ -116,7 +116,8 @@ impl Engine<'_> {
     pub(super) fn new_op(&mut self, rng: &mut Rng) {
         self.ops_left -= 1;
         let op = match self.cfg.op {
-            Op::Mixed if rng.chance(50) => Op::Compact,
+            Op::Mixed if rng.chance(40) => Op::Compact,
+            Op::Mixed if self.files.len() == 1 && rng.chance(40) => Op::Grow,
             Op::Mixed => Op::Chain,
             op => op,
         };

@@ -102,7 +102,8 @@ impl Engine<'_> {
     fn new_file(&mut self) -> File {
         let id = self.next_id;
         self.next_id += 1;
-        self.cfg.created(id, &mut self.blocks)
+        let nr_entries = self.files[self.top].header.nr_entries;
+        self.cfg.created(id, nr_entries, &mut self.blocks)
     }
 
     fn switch_to_new(&mut self, s: &mut Snapshotting) {
