@@ -10,9 +10,6 @@
 . "$(dirname "$0")/power-cut-lib"
 . "$(dirname "$0")/op-power-cut-lib"
 
-# shellcheck disable=SC2034 # for the libraries
-blocks=20
-
 above() {
     snapshot 1
     # Something in most clusters.
@@ -22,11 +19,11 @@ above() {
 a_merge() { plooptest op "$device" merge top; }
 
 insmod "$BIN/ploop-mutant-drop_before_index.ko"
-# The kind whose base has nothing: only new places can be lost.
+# The kind whose base has next to nothing: only new places can be lost.
 begin_step grow above a_merge
-for ((entry = 0; entry <= nr; entry++)); do
-    if ! keeps_ops 1 $((first + entry)); then
-        note "the cut after $entry entries lost something, as it should"
+for ((entry = first; entry <= end; entry++)); do
+    if ! keeps_ops 1 "$entry"; then
+        note "the cut after $((entry - first)) entries lost something, as it should"
         rmmod ploop
         exit 0
     fi

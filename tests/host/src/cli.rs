@@ -25,9 +25,11 @@ plooptest COMMAND...
   load-verify [--written] DEV FILE       the disk holds what load saved there
   read-at-once DEV OFFSET KIB[n]...      reads one behind the other, submitted in one call; with n
                                          those that must not wait; prints what each read, or its error
-  replay --log DEV --target DEV --to MARK|ENTRY [--state FILE]
-                                         what dm-log-writes logged up to there
-  list-marks --log DEV                   its marks
+  replay --log DEV --target DEV --to MARK|ENTRY [--lose SEED] [--state FILE]
+                                         what dm-log-writes logged up to there; with a seed without half
+                                         of what no flush covers
+  list-marks --log DEV, list-flushes --log DEV
+                                         its marks, its flushes
   attach-raw [--read-only] [--format raw|ploop1] [--cluster-log N] [--flags N]
              [--above raw|ploop1] [--all-rw] IMAGE...
                                          the same as the tool, without its checks; base first, of
@@ -176,6 +178,7 @@ fn run(command: &str, words: Words) -> Outcome {
         "read-at-once" => load::read_at_once(words),
         "replay" => replay::replay(words),
         "list-marks" => replay::list_marks(words),
+        "list-flushes" => replay::list_flushes(words),
         "attach-raw" => device::attach_raw(words),
         "detach-raw" => device::detach_raw(words),
         "ioctl-table" => ioctls::table(words),

@@ -2,14 +2,19 @@
 //! Replays a log of dm-log-writes: what had reached the disk when a mark was set.
 //!
 //! The log is a superblock and then entries, each one log sector (its 32 bytes and, for a mark,
-//! its text) followed by the data written, if any. Writes that no flush followed are logged later
-//! than the mark: replayed up to the mark, they are lost.
+//! its text) followed by the data written, if any. What a flush covers is logged when it has ended,
+//! right before it. So writes that no flush followed are logged later than the mark: replayed up to
+//! the mark, they are lost. Between a flush and the next any of the writes may be lost, but not those
+//! with FUA.
 
 use crate::cli::{Failure, Outcome, Words};
+use crate::rng::Rng;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
+const FLUSH: u64 = 1;
+const FUA: u64 = 2;
 const DISCARD: u64 = 4;
 const MARK: u64 = 8;
 
@@ -79,53 +84,89 @@ impl Log {
     }
 }
 
-/// Where to go on: entries done and position in the log.
-fn resume(state: Option<&str>, log: &Log) -> Result<(u64, u64), Failure> {
+/// Where a replay begins, or ends.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Entries before it.
+    nr: u64,
+    /// In the log, bytes.
+    pos: u64,
+}
+
+/// Where to go on.
+fn resume(state: Option<&str>, log: &Log) -> Result<Place, Failure> {
     let Some(text) = state.and_then(|path| std::fs::read_to_string(path).ok()) else {
-        return Ok((0, log.sector));
+        return Ok(Place {
+            nr: 0,
+            pos: log.sector,
+        });
     };
     let mut numbers = text.split_whitespace().map(str::parse);
     match (numbers.next(), numbers.next()) {
-        (Some(Ok(nr)), Some(Ok(pos))) => Ok((nr, pos)),
+        (Some(Ok(nr)), Some(Ok(pos))) => Ok(Place { nr, pos }),
         _ => Err(Failure::Trouble("the state file is damaged".into())),
     }
 }
 
-/// `replay --log LOGDEV --target DEV --to MARK|ENTRY [--state FILE]`; with a state file, a later
-/// call goes on where this one ends.
+/// The places behind the entry `to`, or the mark, and behind the last flush before that, if there is
+/// one behind `from`.
+fn find(log: &Log, from: Place, to: &str) -> Result<(Place, Option<Place>), Failure> {
+    let last = to.parse::<u64>().ok();
+    let (mut at, mut flushed) = (from, None);
+    while last != Some(at.nr) {
+        if at.nr >= log.nr_entries {
+            return Err(Failure::Trouble(format!("the log has no mark '{to}'")));
+        }
+        let entry = log.entry(at.pos)?;
+        (at.nr, at.pos) = (at.nr + 1, entry.next);
+        if entry.flags & MARK != 0 && entry.mark == to {
+            break;
+        }
+        if entry.flags & FLUSH != 0 {
+            flushed = Some(at);
+        }
+    }
+    Ok((at, flushed))
+}
+
+/// `replay --log LOGDEV --target DEV --to MARK|ENTRY [--lose SEED] [--state FILE]`; with a state file, a
+/// later call goes on where this one ends. With `--lose` half of what no flush covers is left out, and the
+/// later call begins at that flush.
 pub fn replay(mut words: Words) -> Outcome {
     let log = Log::open(&words.needed("--log")?)?;
     let target = words.needed("--target")?;
     let to = words.needed("--to")?;
+    let mut lose = match words.number("--lose", 0)? {
+        0 => None,
+        seed => Some(Rng::new(seed)),
+    };
     let state = words.text("--state")?;
     let [] = words.operands()?;
     let target = OpenOptions::new().write(true).open(target)?;
-    let last = to.parse::<u64>().ok();
-    let (mut nr, mut pos) = resume(state.as_deref(), &log)?;
-    let (mut data, mut bytes) = (Vec::new(), 0);
-    loop {
-        if last == Some(nr) {
-            break;
+    let from = resume(state.as_deref(), &log)?;
+    let (end, flushed) = find(&log, from, &to)?;
+    let flushed = flushed.unwrap_or(from);
+    let (mut at, mut data, mut bytes, mut lost) = (from, Vec::new(), 0, 0);
+    while at.nr < end.nr {
+        let entry = log.entry(at.pos)?;
+        let may_lose = at.nr >= flushed.nr && entry.flags & (FLUSH | FUA | MARK) == 0;
+        (at.nr, at.pos) = (at.nr + 1, entry.next);
+        if may_lose && lose.as_mut().is_some_and(|rng| rng.chance(50)) {
+            lost += 1;
+        } else if entry.flags & MARK == 0 {
+            bytes += entry.len;
+            copy(&log, &entry, &target, &mut data)?;
         }
-        if nr >= log.nr_entries {
-            return Err(Failure::Trouble(format!("the log has no mark '{to}'")));
-        }
-        let entry = log.entry(pos)?;
-        (nr, pos) = (nr + 1, entry.next);
-        if entry.flags & MARK != 0 {
-            if entry.mark == to {
-                break;
-            }
-            continue;
-        }
-        bytes += entry.len;
-        copy(&log, &entry, &target, &mut data)?;
     }
     target.sync_all()?;
     if let Some(state) = state {
-        std::fs::write(state, format!("{nr} {pos}\n"))?;
+        let next = if lose.is_some() { flushed } else { end };
+        std::fs::write(state, format!("{} {}\n", next.nr, next.pos))?;
     }
-    println!("{bytes} bytes replayed, {nr} entries in all");
+    println!(
+        "{bytes} bytes replayed, {} entries in all, {lost} lost",
+        end.nr
+    );
     Ok(())
 }
 
@@ -144,16 +185,31 @@ fn copy(log: &Log, entry: &Entry, target: &File, data: &mut Vec<u8>) -> Outcome 
 }
 
 /// `list-marks --log LOGDEV`
-pub fn list_marks(mut words: Words) -> Outcome {
+pub fn list_marks(words: Words) -> Outcome {
+    list(words, |nr, entry| {
+        if entry.flags & MARK != 0 {
+            println!("{nr} {}", entry.mark);
+        }
+    })
+}
+
+/// `list-flushes --log LOGDEV`: how many entries are before each.
+pub fn list_flushes(words: Words) -> Outcome {
+    list(words, |nr, entry| {
+        if entry.flags & FLUSH != 0 {
+            println!("{nr}");
+        }
+    })
+}
+
+fn list(mut words: Words, tell: impl Fn(u64, &Entry)) -> Outcome {
     let log = Log::open(&words.needed("--log")?)?;
     let [] = words.operands()?;
     let mut pos = log.sector;
     for nr in 0..log.nr_entries {
         let entry = log.entry(pos)?;
         pos = entry.next;
-        if entry.flags & MARK != 0 {
-            println!("{nr} {}", entry.mark);
-        }
+        tell(nr, &entry);
     }
     Ok(())
 }
