@@ -5,6 +5,7 @@
 # snapshot, merge of the top. Each succeeds or ends with an error; what was flushed before is
 # there, if need be after attaching anew, and the operation can be run to its end.
 # timeout: 1200
+# boot: kmemleak=on
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}

@@ -3,7 +3,9 @@
 # Ioctls at random, most of them as a tool would make them, on images that are sometimes
 # emptied meanwhile, with I/O in between; some with a changed argument, some all random. Any
 # answer will do, harm will not. The seed is printed; PLOOP_SEED repeats one.
-# timeout: 250
+# timeout: 400
+# boot: kmemleak=on
+# debug: soak
 . "$(dirname "$0")/lib.sh"
 
 scratch_fs tmpfs

@@ -6,6 +6,8 @@
 # too. Some of the images are reached past their file system. Who is in somebody's way gets an error; nothing
 # hangs, and no byte is lost.
 # timeout: 600
+# boot: kmemleak=on
+# debug: soak
 # cpus: 4
 . "$(dirname "$0")/lib.sh"
 
@@ -77,11 +79,13 @@ watching() {
         image=$(cat "/sys/block/${device##*/}/pdelta/$(($(nr_levels "$device") - 1))/image" 2>/dev/null) || continue
         nap
         rm -f "$SCRATCH/copy"
-        timeout -s KILL "$((RANDOM % 2)).$((RANDOM % 9 + 1))" plooptest track-copy --quiesce 'sleep 5' "$device" "$image" "$SCRATCH/copy" >/dev/null 2>&1 || true
+        timeout -s KILL "$((RANDOM % (2 * TIME_FACTOR))).$((RANDOM % 9 + 1))" plooptest track-copy --quiesce 'sleep 5' "$device" "$image" "$SCRATCH/copy" >/dev/null 2>&1 || true
         # It copies nothing before it tracks. Who can track after another has discarded that one when it was killed.
         if [[ -s $SCRATCH/copy ]]; then
             ((tracked == 0)) || echo watch.track >>"$TEST_DIR/done"
             tracked=1
+            # Nobody else can change the chain before it is discarded.
+            ((RANDOM % 4 == 0)) || plooptest op-cancel "$device" 2>/dev/null || true
         fi
         attempt watch.checkpoint plooptest checkpoint start "$device" $((RANDOM % 4 + 1)) || true
         attempt watch.read plooptest checkpoint read "$device" $((RANDOM % 4 + 1)) || true
@@ -123,6 +127,38 @@ comer() {
         ((RANDOM % 4 != 0 || size >= 96 << 11)) || attempt "$1.grow" plooptest op "$at" grow $((size + 2048)) || true
         let_go "$at" "$image" 0 "$1"
         rounds=$((rounds + 1))
+        echo "$1.attach" >>"$TEST_DIR/done"
+    done
+}
+
+# stacker NAME: as `comer`; a level is made above the image and merged into it, and while that goes on the disk is
+# written to, and somebody tries to detach it.
+stacker() {
+    local images=("$SCRATCH/$1.img") top=$SCRATCH/$1.top.img at acked=0
+    ploopctl create -s 48M -b 64K "${images[0]}" >/dev/null
+    while ! over; do
+        calm
+        at=$(timeout "$(limit 120)" ploopctl attach "${images[@]}" 2>"$TEST_DIR/$1.attach" | grep -oE '/dev/ploop[0-9]+' | head -n 1) || { nap; continue; }
+        plooptest seqverify "$at" --acked "$acked" --blocks 200 --length $((48 << 20)) >/dev/null || die "$1: what was written is lost"
+        blkdiscard -z "$at"
+        if ((${#images[@]} == 1)); then
+            ploopctl create -s 48M -b 64K "$top" >/dev/null
+            if attempt "$1.stack" plooptest snapshot --cluster-log 7 "$at" "$top"; then images+=("$top"); else rm "$top"; fi
+        fi
+        attempt "$1.start" plooptest op --start --rate $((RANDOM * 100 + 500000)) "$at" merge top || true
+        acked=$(plooptest seqwrite "$at" --ack "$TEST_DIR/$1.ack" --blocks 200 --length $((48 << 20)) --count $((RANDOM % 60 + 1)))
+        while [[ $(plooptest op-status "$at" 2>/dev/null) == running* ]]; do
+            # Only a merge that has just ended lets it.
+            if timeout "$(limit 60)" ploopctl detach "$at" 2>/dev/null; then at='' && break; fi
+            ((RANDOM % 8 != 0)) || plooptest op-cancel "$at" 2>/dev/null || true
+            nap
+        done
+        if [[ -z $at || $(nr_levels "$at") == 1 ]]; then
+            ((${#images[@]} == 1)) || echo "$1.unstack" >>"$TEST_DIR/done"
+            images=("${images[0]}")
+            rm -f "$top"
+        fi
+        [[ -z $at ]] || let_go "$at" "${images[0]}" 0 "$1"
         echo "$1.attach" >>"$TEST_DIR/done"
     done
 }
@@ -245,11 +281,11 @@ load() {
     plooptest load --seed "$seed" --discard --jobs 4 --seconds 100000 --stop "$stop" --save "$TEST_DIR/model" "$device" >&2 ||
         die 'the load found something wrong'
 }
-wanted=(snapshot merge-top merge compact grow checkpoint track attach)
-run "$seconds" load 'operations 1' 'operations 2' watching 'comer one 64K' 'comer two 1M' \
+wanted=(snapshot merge-top merge compact grow checkpoint track attach stack unstack)
+run "$seconds" load 'operations 1' 'operations 2' watching 'comer one 64K' 'comer two 1M' 'stacker pile' \
     "rival $SCRATCH/one.img" reader opener crier unloader
 # Not before the rival has let go.
-for image in one two; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done
+for image in one two pile; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done
 plooptest op-cancel "$device" 2>/dev/null || true
 plooptest op-wait "$device" 2>/dev/null || true
 plooptest load-verify "$device" "$TEST_DIR/model" || die 'the disk is wrong'
@@ -262,7 +298,7 @@ for image in "${images[@]}"; do ploopctl check "$image" >&2 || die "$image is da
 
 note 'with a module that goes'
 device=
-wanted=(unload attach)
-run $((seconds / 2)) 'comer three 32K' 'comer four 256K' "rival $SCRATCH/one.img" reader opener crier unloader
-for image in three four; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done
+wanted=(unload attach stack unstack)
+run $((seconds / 2)) 'comer three 32K' 'stacker heap' "rival $SCRATCH/one.img" reader opener crier unloader
+for image in three heap; do ploopctl check "$SCRATCH/$image.img" >&2 || die "$image is damaged"; done
 [[ -d /sys/module/ploop ]] || insmod "$BIN/ploop.ko"
