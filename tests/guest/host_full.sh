@@ -5,6 +5,7 @@
 # a filler was deleted, they end well, and nothing is lost. Who detaches meanwhile
 # ends them with an error. Uevents tell when there is little space, none, and enough
 # again; who does not wait is told of a failed write.
+# allow-log: dev ploop[0-9]+, logical block [0-9]+, lost async page write
 # timeout: 150
 . "$(dirname "$0")/lib.sh"
 

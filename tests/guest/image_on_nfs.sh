@@ -50,11 +50,13 @@ dd if="$TEST_DIR/data" of="$device" bs=64K count=4 seek=600 oflag=direct status=
 ip link set lo down
 plooptest sync "$device" &
 syncer=$!
-retry 20 waits_in_ioctl "$syncer" || die 'who makes it durable does not wait for the server'
+told=''
+retry 20 waits_in_ioctl "$syncer" || told='who makes it durable does not wait for the server'
 kill -KILL "$syncer"
 sleep 2
-waits_in_ioctl "$syncer" || die 'the one that was killed did not wait for the end of it'
+waits_in_ioctl "$syncer" || told=${told:-the one that was killed did not wait for the end of it}
 ip link set lo up
+[[ -z $told ]] || die "$told"
 wait "$syncer" || note "the one that was killed: status $?"
 expect_same "$(cat "/sys/block/${device##*/}/pstate/aborted")" 0 'writes refused'
 dd if="$TEST_DIR/data" of="$device" bs=64K count=4 seek=620 oflag=direct conv=fsync status=none

@@ -4,7 +4,7 @@
 # with EIO, all others go on, and when the spot heals so does the disk. Uevents and
 # counters tell of it.
 # timeout: 150
-# allow-log: lost (async|sync) page write|Buffer I/O error on dev|JBD2: I/O error
+# allow-log: lost (async|sync) page write|JBD2: I/O error|Aborting journal|EXT4-fs error
 . "$(dirname "$0")/lib.sh"
 
 disk=$(scratch_disk 0)

@@ -5,6 +5,7 @@
 # answer will do, harm will not. The seed is printed; PLOOP_SEED repeats one.
 # timeout: 400
 # boot: kmemleak=on
+# allow-log: dev ploop[0-9]+, logical block [0-9]+, lost async page write
 # debug: soak
 . "$(dirname "$0")/lib.sh"
 

@@ -5,6 +5,7 @@
 # be read, nothing that was flushed is lost after attaching again, and when the spot
 # has healed the operation can be run to its end. A chain whose merge can neither end nor be
 # undone takes no other change, and a FREEZE that fails leaves no file system frozen.
+# allow-log: lost (async|sync) page write|JBD2: I/O error|Aborting journal|EXT4-fs error
 # timeout: 500
 . "$(dirname "$0")/lib.sh"
 

@@ -89,9 +89,11 @@ dmsetup suspend --nolockfs --noflush slow
 dd if="$device" of=/dev/null bs=64k count=1 iflag=direct status=none &
 stuck=$!
 retry 20 in_flight "$device" || give_up 'the read does not begin'
+: >"$trace/trace"
+echo 1 >"$trace/events/ploop/ploop_hold/enable"
 plooptest snapshot --cluster-log 7 "$device" "${images[2]}" &
 snapshot=$!
-retry 20 waits_in_ioctl "$snapshot" || give_up 'the snapshot does not wait for the read'
+retry 20 grep -q 'ploop_hold: .*: 1$' "$trace/trace" || give_up 'the snapshot does not wait for the read'
 for ((i = 0; i < 3; i++)); do
     dd if="$device" of=/dev/null bs=64k count=1 skip=$((8 + i)) iflag=direct status=none &
     waits=$!
@@ -101,6 +103,7 @@ in_flight "$device" && waits_in_ioctl "$snapshot" || give_up 'the snapshot had n
 dmsetup resume slow
 wait "$stuck"
 wait "$snapshot"
+echo 0 >"$trace/events/ploop/ploop_hold/enable"
 expect_same "$(nr_levels "$device")" 3 levels
 detach "$device"
 for image in "${images[@]}"; do ploopctl check "$image" >&2; done
@@ -110,7 +113,8 @@ ploopctl create -s 64M -b 64K "$TEST_DIR/slow/fs.img" >/dev/null
 device=$(attach "$TEST_DIR/slow/fs.img")
 mkfs.ext4 -q -F "$device"
 mkdir "$TEST_DIR/fs"
-mount "$device" "$TEST_DIR/fs"
+# What the disk is asked for is what is written here, and nothing of the file system's own.
+mount -o noinit_itable "$device" "$TEST_DIR/fs"
 head -c 1M /dev/urandom >"$TEST_DIR/fs/file"
 exec 3<>"$TEST_DIR/fs/file"
 drop_caches
@@ -122,7 +126,6 @@ stuck=$!
 retry 20 in_flight "$device" || give_up 'the write does not begin'
 (call 5020 >"$TEST_DIR/frozen") &
 freezer=$!
-# Not the other way round.
 retry 20 waits_in_ioctl "$freezer" || give_up 'the freeze does not wait for the write'
 (call 5020 >"$TEST_DIR/again") &
 other=$!
