@@ -32,7 +32,8 @@ judge_rest() {
     expect_same_bytes "$TEST_DIR/copy" "$TEST_DIR/model"
 }
 
-record flush 6
-for ((cut = 1; cut <= 6; cut++)); do
+cuts=$(share 6 100)
+record flush "$cuts"
+for ((cut = 1; cut <= cuts; cut++)); do
     keeps "$cut" || die "cut $cut lost acknowledged writes"
 done

@@ -9,7 +9,7 @@
 need fio
 
 seed=${SEED:-$RANDOM}
-runs=${RUNS:-$(share 4 50)} fs_runs=${RUNS:-$(share 1 25)}
+runs=${RUNS:-$(share 2 50)} fs_runs=${RUNS:-$(share 1 25)}
 note "seed $seed, $runs runs, $fs_runs on a file system"
 RANDOM=$seed
 scratch_fs xfs
