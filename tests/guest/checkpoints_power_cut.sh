@@ -3,7 +3,7 @@
 # The power is cut at every write below (in `make test`, at some of them) while a disk with a checkpoint is detached,
 # attached, written to and detached again. What the image has of the checkpoint after that tells all that was written
 # since it was made; or it has none.
-# timeout: 300
+# timeout: 500
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/power-cut-lib"
 

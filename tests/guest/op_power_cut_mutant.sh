@@ -3,7 +3,7 @@
 # The proof that op_power_cut.sh and op_power_cut_steps.sh would notice: with a module that takes
 # clusters out of the source of a merge before the destination's index has them, a cut in the merge
 # loses what was acknowledged.
-# timeout: 300
+# timeout: 600
 # module: none
 # mutant: drop_before_index
 . "$(dirname "$0")/lib.sh"
