@@ -3,7 +3,7 @@
 # Growth against writes that are on their way, on a slow disk: one that took a slot
 # where the larger index is to be, before it was published; and those that are the first
 # in their part of the map while the new map is made. All must be found again.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/lib.sh"
 
 seed=${SEED:-$RANDOM}
