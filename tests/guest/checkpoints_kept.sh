@@ -10,7 +10,6 @@ need qemu-nbd jq
 scratch_fs ext4
 g=65536
 extents() { plooptest checkpoint read "$device" "$1"; }
-points() { plooptest checkpoint list "$device" | wc -l; }
 
 # put BYTE BYTES: other data there.
 put() { head -c "$2" /dev/urandom | dd of="$device" bs="$2" seek="$1" oflag=seek_bytes,direct iflag=fullblock conv=notrunc status=none; }

@@ -8,7 +8,6 @@
 . "$(dirname "$0")/power-cut-lib"
 
 g=65536 nr_clusters=96
-points() { plooptest checkpoint list "$device" | wc -l; }
 
 # put CLUSTER: other data at the end of it, durable.
 put() { head -c 4096 /dev/urandom | dd of="$device" bs=4096 seek=$(($1 * g / 4096 + 15)) iflag=fullblock conv=notrunc,fsync status=none; }
@@ -16,12 +15,7 @@ put() { head -c 4096 /dev/urandom | dd of="$device" bs=4096 seek=$(($1 * g / 409
 mark() { dmsetup message logged 0 mark "$1"; }
 
 note 'what is recorded'
-log=$(scratch_disk 1) sectors=$((160 << 11))
-dd if=/dev/zero of="$log" bs=1M count=1 oflag=direct status=none
-dmsetup create logged --table "0 $sectors log-writes $(scratch_disk 0) $log"
-mkfs.ext4 -q -F -E lazy_itable_init=1,nodiscard -J size=4 /dev/mapper/logged
-mkdir -p "$SCRATCH"
-mount /dev/mapper/logged "$SCRATCH"
+begin_log 160
 image=$SCRATCH/0.img
 ploopctl create -s $((nr_clusters * g)) -b 64K "$image" >/dev/null
 device=$(attach "$image")
@@ -41,9 +35,7 @@ for at in 0 41 42; do
 done
 detach "$device"
 mark again
-umount "$SCRATCH"
-dmsetup remove --retry logged
-begin_replay "$sectors" "$log"
+end_log
 
 # look ENTRY SEED: sets `nr_points`.
 look() {
@@ -53,9 +45,7 @@ look() {
     if ((nr_points > 0)); then
         plooptest checkpoint read "$device" 1 >"$TEST_DIR/extents" || die "cut $1: the checkpoint cannot be read"
         cp "$TEST_DIR/then" "$TEST_DIR/now"
-        while read -r start len; do
-            dd if="$device" of="$TEST_DIR/now" bs=$g iflag=skip_bytes,count_bytes oflag=seek_bytes skip="$start" seek="$start" count="$len" conv=notrunc status=none
-        done <"$TEST_DIR/extents"
+        copy_extents "$device" "$TEST_DIR/now" <"$TEST_DIR/extents"
         expect_same_bytes "$TEST_DIR/now" "$device"
     fi
     detach "$device"

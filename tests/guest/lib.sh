@@ -251,6 +251,17 @@ begin_load() {
     [[ -e $TEST_DIR/begun ]] || die 'the load has ended at once'
 }
 
+# points: how many checkpoints $device has.
+points() { plooptest checkpoint list "$device" | wc -l; }
+
+# copy_extents FROM TO: of what `plooptest checkpoint read` prints, which is read here.
+copy_extents() {
+    local start len
+    while read -r start len; do
+        dd if="$1" of="$2" bs=64k iflag=skip_bytes,count_bytes oflag=seek_bytes skip="$start" seek="$start" count="$len" conv=notrunc status=none
+    done
+}
+
 # space_is ok|low|full: how it is about space for the image of $device.
 space_is() { [[ $(<"/sys/block/${device##*/}/pstate/space") == "$1" ]]; }
 

@@ -12,7 +12,7 @@
 
 above() {
     snapshot 1
-    # Something in most clusters.
+    # Something in many clusters.
     sleep 1
 }
 
@@ -25,7 +25,7 @@ for ((entry = first; entry <= end; entry++)); do
     if ! keeps_ops 1 "$entry"; then
         note "the cut after $((entry - first)) entries lost something, as it should"
         rmmod ploop
-        exit 0
+        pass
     fi
 done
 die 'no cut lost anything'

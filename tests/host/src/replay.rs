@@ -84,49 +84,37 @@ impl Log {
     }
 }
 
-/// Where a replay begins, or ends.
-#[derive(Clone, Copy)]
-struct Place {
-    /// Entries before it.
-    nr: u64,
-    /// In the log, bytes.
-    pos: u64,
-}
-
-/// Where to go on.
-fn resume(state: Option<&str>, log: &Log) -> Result<Place, Failure> {
+/// Where to go on: entries done and position in the log.
+fn resume(state: Option<&str>, log: &Log) -> Result<(u64, u64), Failure> {
     let Some(text) = state.and_then(|path| std::fs::read_to_string(path).ok()) else {
-        return Ok(Place {
-            nr: 0,
-            pos: log.sector,
-        });
+        return Ok((0, log.sector));
     };
     let mut numbers = text.split_whitespace().map(str::parse);
     match (numbers.next(), numbers.next()) {
-        (Some(Ok(nr)), Some(Ok(pos))) => Ok(Place { nr, pos }),
+        (Some(Ok(nr)), Some(Ok(pos))) => Ok((nr, pos)),
         _ => Err(Failure::Trouble("the state file is damaged".into())),
     }
 }
 
-/// The places behind the entry `to`, or the mark, and behind the last flush before that, if there is
-/// one behind `from`.
-fn find(log: &Log, from: Place, to: &str) -> Result<(Place, Option<Place>), Failure> {
+/// The entries from number `nr`, which is at `pos`, to the mark or entry `to`.
+fn entries(log: &Log, nr: u64, mut pos: u64, to: &str) -> Result<Vec<Entry>, Failure> {
     let last = to.parse::<u64>().ok();
-    let (mut at, mut flushed) = (from, None);
-    while last != Some(at.nr) {
-        if at.nr >= log.nr_entries {
-            return Err(Failure::Trouble(format!("the log has no mark '{to}'")));
-        }
-        let entry = log.entry(at.pos)?;
-        (at.nr, at.pos) = (at.nr + 1, entry.next);
-        if entry.flags & MARK != 0 && entry.mark == to {
+    let mut found: Vec<Entry> = Vec::new();
+    for nr in nr.. {
+        let is_mark = found
+            .last()
+            .is_some_and(|e| e.flags & MARK != 0 && e.mark == to);
+        if last == Some(nr) || is_mark {
             break;
         }
-        if entry.flags & FLUSH != 0 {
-            flushed = Some(at);
+        if nr >= log.nr_entries {
+            return Err(Failure::Trouble(format!("the log has no mark '{to}'")));
         }
+        let entry = log.entry(pos)?;
+        pos = entry.next;
+        found.push(entry);
     }
-    Ok((at, flushed))
+    Ok(found)
 }
 
 /// `replay --log LOGDEV --target DEV --to MARK|ENTRY [--lose SEED] [--state FILE]`; with a state file, a
@@ -143,30 +131,32 @@ pub fn replay(mut words: Words) -> Outcome {
     let state = words.text("--state")?;
     let [] = words.operands()?;
     let target = OpenOptions::new().write(true).open(target)?;
-    let from = resume(state.as_deref(), &log)?;
-    let (end, flushed) = find(&log, from, &to)?;
-    let flushed = flushed.unwrap_or(from);
-    let (mut at, mut data, mut bytes, mut lost) = (from, Vec::new(), 0, 0);
-    while at.nr < end.nr {
-        let entry = log.entry(at.pos)?;
-        let may_lose = at.nr >= flushed.nr && entry.flags & (FLUSH | FUA | MARK) == 0;
-        (at.nr, at.pos) = (at.nr + 1, entry.next);
+    let (nr, pos) = resume(state.as_deref(), &log)?;
+    let entries = entries(&log, nr, pos, &to)?;
+    let last_flush = entries.iter().rposition(|e| e.flags & FLUSH != 0);
+    let covered = last_flush.map_or(0, |i| i + 1);
+    let (mut data, mut bytes, mut lost) = (Vec::new(), 0, 0);
+    for (i, entry) in entries.iter().enumerate() {
+        let may_lose = i >= covered && entry.flags & (FUA | MARK) == 0;
         if may_lose && lose.as_mut().is_some_and(|rng| rng.chance(50)) {
             lost += 1;
         } else if entry.flags & MARK == 0 {
             bytes += entry.len;
-            copy(&log, &entry, &target, &mut data)?;
+            copy(&log, entry, &target, &mut data)?;
         }
     }
     target.sync_all()?;
     if let Some(state) = state {
-        let next = if lose.is_some() { flushed } else { end };
-        std::fs::write(state, format!("{} {}\n", next.nr, next.pos))?;
+        let done = &entries[..if lose.is_some() {
+            covered
+        } else {
+            entries.len()
+        }];
+        let next = done.last().map_or(pos, |entry| entry.next);
+        std::fs::write(state, format!("{} {next}\n", nr + done.len() as u64))?;
     }
-    println!(
-        "{bytes} bytes replayed, {} entries in all, {lost} lost",
-        end.nr
-    );
+    let all = nr + entries.len() as u64;
+    println!("{bytes} bytes replayed, {all} entries in all, {lost} lost");
     Ok(())
 }
 
