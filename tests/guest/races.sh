@@ -111,6 +111,11 @@ let_go() {
     done
 }
 
+# come NAME ARGUMENTS...: attaches what the arguments say and prints the device, if it can be had now.
+come() {
+    timeout "$(limit 120)" ploopctl attach "${@:2}" 2>"$TEST_DIR/$1.attach" | grep -oE '/dev/ploop[0-9]+' | head -n 1
+}
+
 # comer NAME CLUSTER: an image attached, written, and detached, over and over. Others open
 # the disk, attach the image, and unload the module, so that attaching may fail at any time;
 # what was acknowledged is there the next time.
@@ -119,7 +124,7 @@ comer() {
     ploopctl create -s 48M -b "$2" "$image" >/dev/null
     while ! over; do
         calm
-        at=$(timeout "$(limit 120)" ploopctl attach "$image" 2>"$TEST_DIR/$1.attach" | grep -oE '/dev/ploop[0-9]+' | head -n 1) || { nap; continue; }
+        at=$(come "$1" "$image") || { nap; continue; }
         plooptest seqverify "$at" --acked "$acked" --blocks 200 --length $((48 << 20)) >/dev/null || die "$1: round $rounds, what was written is lost"
         # The verifier counts from 1 again: what is there is of an earlier round.
         blkdiscard -z "$at"
@@ -139,7 +144,7 @@ stacker() {
     ploopctl create -s 48M -b 64K "${images[0]}" >/dev/null
     while ! over; do
         calm
-        at=$(timeout "$(limit 120)" ploopctl attach "${images[@]}" 2>"$TEST_DIR/$1.attach" | grep -oE '/dev/ploop[0-9]+' | head -n 1) || { nap; continue; }
+        at=$(come "$1" "${images[@]}") || { nap; continue; }
         plooptest seqverify "$at" --acked "$acked" --blocks 200 --length $((48 << 20)) >/dev/null || die "$1: what was written is lost"
         blkdiscard -z "$at"
         if ((${#images[@]} == 1)); then
@@ -151,7 +156,11 @@ stacker() {
         while [[ $(plooptest op-status "$at" 2>/dev/null) == running* ]]; do
             # Only a merge that has just ended lets it.
             if timeout "$(limit 60)" ploopctl detach "$at" 2>/dev/null; then at='' && break; fi
-            ((RANDOM % 8 != 0)) || plooptest op-cancel "$at" 2>/dev/null || true
+            # One that is cancelled would let it, too, with both levels: it is over before the next try.
+            if ((RANDOM % 8 == 0)); then
+                plooptest op-cancel "$at" 2>/dev/null || true
+                timeout "$(limit 60)" plooptest op-wait "$at" 2>/dev/null || (($? != 124)) || die "$1: a cancelled merge goes on"
+            fi
             nap
         done
         if [[ -z $at || $(nr_levels "$at") == 1 ]]; then
@@ -169,7 +178,7 @@ rival() {
     local at
     while ! over; do
         calm
-        at=$(timeout "$(limit 60)" ploopctl attach -r "$1" 2>/dev/null | grep -oE '/dev/ploop[0-9]+' | head -n 1) || true
+        at=$(come rival -r "$1") || true
         if [[ -n $at ]]; then
             dd if="$at" of=/dev/null bs=64k count=4 iflag=direct status=none 2>/dev/null || true
             let_go "$at" "$1" 1 rival
