@@ -107,7 +107,7 @@ try() {
     done
 }
 
-try 32 2
+[[ $EFFORT == quick ]] || try 32 2
 try 64 1
 try 64 raw
 try 1024 2

@@ -9,7 +9,7 @@
 need strace
 
 scratch_fs ext4
-few=$(share 4 1) many=$(share 40 3)
+few=$(share 6 1) many=$(share 60 3)
 disk=$SCRATCH/disk
 
 # fill BYTE: all of the disk, as the guest sees it.

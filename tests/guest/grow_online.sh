@@ -102,7 +102,7 @@ try() {
 # The first cluster of 32K has the entries of 255.5 MiB, each more those of 256.
 try one 32K 6 200 55 1 1 500
 try chain 32K 6 250 3 10 512
-try one 64K 7 1000 24 100
+[[ $EFFORT == quick ]] || try one 64K 7 1000 24 100
 try raw 64K 7 100 1 30 100
 
 note 'the limit of version 1'

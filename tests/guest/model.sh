@@ -6,12 +6,13 @@
 # timeout: 400
 . "$(dirname "$0")/lib.sh"
 
-# run FS ARGUMENTS...
+# run FS SEED ARGUMENTS...: that seed, or all three.
 run() {
-    local kind=$1 seed image
-    shift
+    local kind=$1 seed image seeds
+    seeds=${SEEDS:-$(share "$2" '1 2 3')}
+    shift 2
     scratch_fs "$kind"
-    for seed in ${SEEDS:-1 2 3}; do
+    for seed in $seeds; do
         rm -rf "$SCRATCH/m"
         mkdir "$SCRATCH/m"
         note "$kind seed $seed $*"
@@ -25,6 +26,6 @@ run() {
     umount "$SCRATCH"
 }
 
-run ext4 --ops "${OPS:-500}"
-run xfs --ops "${OPS:-500}" --version 1 --cluster-log 6
-run ext4 --ops "${OPS:-300}" --raw
+run ext4 1 --ops "${OPS:-500}"
+run xfs 2 --ops "${OPS:-500}" --version 1 --cluster-log 6
+run ext4 3 --ops "${OPS:-300}" --raw

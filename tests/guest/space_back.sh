@@ -107,7 +107,9 @@ try() {
 
 zeros() { dd if="$device" iflag=direct bs=1M status=none | cmp -n $((256 << 20)) - /dev/zero >&2 || die 'the disk does not read as zeros'; }
 
-[[ $EFFORT == quick ]] || try 64 no defaults
 try 64 yes defaults
 try 1024 no discard
-try 1024 yes defaults
+if [[ $EFFORT == soak ]]; then
+    try 64 no defaults
+    try 1024 yes defaults
+fi
