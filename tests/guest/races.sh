@@ -73,14 +73,21 @@ operations() {
 
 # watching: trackers that are killed, checkpoints, SYNC, settings.
 watching() {
-    local image tracked=0
+    local image tracker tracked=0
     RANDOM=$((seed + 10))
     while ! over; do
         image=$(cat "/sys/block/${device##*/}/pdelta/$(($(nr_levels "$device") - 1))/image" 2>/dev/null) || continue
         nap
         rm -f "$SCRATCH/copy"
-        # Not for long: while it tracks nobody else gets anywhere.
-        timeout -s KILL "$((RANDOM % (2 + TIME_FACTOR / 3))).$((RANDOM % 9 + 1))" plooptest track-copy --quiesce 'sleep 5' "$device" "$image" "$SCRATCH/copy" >/dev/null 2>&1 || true
+        plooptest track-copy --quiesce 'sleep 5' "$device" "$image" "$SCRATCH/copy" >/dev/null 2>&1 &
+        tracker=$!
+        # Killed soon, as nobody else gets anywhere while it tracks; every second time not before it does.
+        if ((RANDOM % 2)); then
+            while kill -0 "$tracker" 2>/dev/null && [[ ! -s $SCRATCH/copy ]] && ! over; do nap; done
+        fi
+        nap
+        kill -KILL "$tracker" 2>/dev/null || true
+        wait "$tracker" 2>/dev/null || true
         # It copies nothing before it tracks. Who can track after another has discarded that one when it was killed.
         if [[ -s $SCRATCH/copy ]]; then
             ((tracked == 0)) || echo watch.track >>"$TEST_DIR/done"
