@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
-# Thousands of random operations - writes, discards, zeroes, snapshots, merges of any
+# Random operations, more than a thousand (soak: thousands) - writes, discards, zeroes, snapshots, merges of any
 # pair, growth, compaction, rollback, detach and attach - agree with a model in
 # memory; so do the images, as our own check and qemu-img see them.
 # timeout: 400

@@ -10,9 +10,4 @@
 . "$(dirname "$0")/power-cut-lib"
 . "$(dirname "$0")/op-power-cut-lib"
 
-try chain "$(share 2 60)"
-try middle "$(share 2 60)"
-try cancel "$(share 2 60)"
-try grow "$(share 2 60)"
-try compact "$(share 2 60)"
-try fs "$(share 2 60)"
+for kind in chain middle cancel grow compact fs; do try "$kind" "$(share 2 60)"; done
