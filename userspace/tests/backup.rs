@@ -5,8 +5,10 @@
 
 mod common;
 use common::{disk, has_qemu, on, ploopctl, qemu_check, small, small_disk, Scratch};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 fn run(args: &[&str], paths: &[&Path]) -> common::Run {
     let mut all = args.to_vec();
@@ -103,4 +105,56 @@ fn what_cannot_be_is_refused() {
         .says(&["too early"]);
     run(&["backup", "incremental", &parent], &[&image, &next]).expect(41);
     assert_eq!(scratch.names(), names);
+}
+
+/// An empty backup number `nr` of the chain that begins with `full`.
+fn incremental(full: &[u8], nr: u8) -> Vec<u8> {
+    let sum = |bytes: &[u8]| crc32c::crc32c(bytes).to_le_bytes();
+    let mut file = full[..256].to_vec();
+    let parent = file[80..96].to_vec();
+    file[44] = 1;
+    file[48..64].fill(nr);
+    file[64..80].fill(nr - 1);
+    if nr == 1 {
+        file[64..80].copy_from_slice(&parent);
+    }
+    let of_header = sum(&file[..252]);
+    file[252..].copy_from_slice(&of_header);
+    let mut end = [0; 64];
+    end[24..32].copy_from_slice(&256u64.to_le_bytes());
+    end[32..].copy_from_slice(&Sha256::digest(&file));
+    let mut head = [0; 32];
+    (head[0], head[4]) = (4, 64);
+    head[24..28].copy_from_slice(&sum(&end));
+    let of_head = sum(&head[..28]);
+    head[28..].copy_from_slice(&of_head);
+    file.extend(head);
+    file.extend(end);
+    file
+}
+
+/// All of a chain are open at once: with the usual limit of open files 1000 could not be restored.
+#[test]
+fn a_chain_is_longer_than_the_limit_of_open_files() {
+    let scratch = Scratch::new("backup-long");
+    let image = small(&scratch, "image");
+    let full = scratch.path("0");
+    run(&["backup", "full"], &[&image, &full]).expect(0);
+    let bytes = fs::read(&full).unwrap();
+    let mut files = vec![full];
+    for nr in 1..100 {
+        files.push(scratch.path(&nr.to_string()));
+        fs::write(files.last().unwrap(), incremental(&bytes, nr)).unwrap();
+    }
+    let out = scratch.path("out");
+    let output = Command::new("bash")
+        .args(["-c", "ulimit -S -n 50; exec \"$@\"", "bash"])
+        .arg(env!("CARGO_BIN_EXE_ploopctl"))
+        .args(["backup", "restore", "-f", "raw", "--to"])
+        .arg(&out)
+        .args(&files)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(fs::read(&out).unwrap() == small_disk());
 }
