@@ -164,6 +164,19 @@ fn what_fails_leaves_nothing() {
     assert_eq!(scratch.names(), ["from"]);
 }
 
+/// It was killed as if it were silent, though nobody waited for it.
+#[test]
+fn a_command_may_do_more_than_to_receive() {
+    let scratch = Scratch::new("copy-command");
+    let from = small(&scratch, "from");
+    let to = scratch.path("to");
+    let (f, t) = (text(&from), text(&to));
+    works(&format!(
+        "$P copy send --timeout 3 --through '$P copy receive {t}; sleep 4; touch {t}.done' {f}"
+    ));
+    assert_eq!(scratch.names(), ["from", "to", "to.done"]);
+}
+
 /// A sender and a receiver with a socket between them.
 fn over_a_socket(send: &[&str], receive: &[&str]) -> (Child, Child) {
     let (ours, theirs) = UnixStream::pair().unwrap();
