@@ -7,10 +7,13 @@
 mod common;
 
 use common::*;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{fcntl, FcntlArg, Flock, FlockArg};
+use nix::libc;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 const TOP: &str = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
 const A: &str = "{aaaaaaaa-0000-4000-8000-00000000000a}";
@@ -450,6 +453,46 @@ fn the_second_is_told_who_is_in_the_way() {
         assert!(child.wait().unwrap().success());
     }
     assert_eq!(files(&disk).len(), 9);
+    on(&disk, &["descriptor", "validate"]).expect(0);
+}
+
+/// It was used, and written over, as it had been before the wait.
+#[test]
+fn a_descriptor_may_change_while_its_base_is_waited_for() {
+    let scratch = Scratch::new("desc-waits");
+    let disk = new_disk(&scratch, "d", &[]);
+    let before = fs::read(xml(&disk)).unwrap();
+    snapshot(&disk, A);
+    let after = fs::read(xml(&disk)).unwrap();
+    fs::write(xml(&disk), before).unwrap();
+    // As who locks the base alone.
+    let base = File::open(disk.join("root.hds")).unwrap();
+    let lock = libc::flock {
+        l_type: libc::F_RDLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 205,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&base, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    let mut waiting = Command::new(env!("CARGO_BIN_EXE_ploopctl"))
+        .args(["snapshot", "create", "--wait", "60", "--uuid", B])
+        .arg(&disk)
+        .spawn()
+        .unwrap();
+    let is_read = || {
+        let lock = File::open(disk.join("DiskDescriptor.xml.lck")).unwrap();
+        Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_err()
+    };
+    let begun = Instant::now();
+    while !is_read() && begun.elapsed() < Duration::from_secs(30) {
+        sleep(Duration::from_millis(10));
+    }
+    sleep(Duration::from_millis(200));
+    fs::write(xml(&disk), after).unwrap();
+    drop(base);
+    assert!(waiting.wait().unwrap().success());
+    assert_eq!(files(&disk).len(), 3);
     on(&disk, &["descriptor", "validate"]).expect(0);
 }
 
