@@ -6,7 +6,7 @@
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 
-need e2fsck debugfs blkid
+need e2fsck debugfs blkid jq
 
 scratch_fs ext4
 
@@ -31,6 +31,8 @@ on() {
 
 put() { head -c "$2" /dev/urandom >"$at/$1"; cp "$at/$1" "$TEST_DIR/$1"; }
 same() { local name; for name; do expect_same_bytes "$at/$name" "$TEST_DIR/$name"; done; }
+# checked KEY: of each image, as `check` tells it.
+checked() { ploopctl check --json "$disk" | jq -c "[.images[]$1]"; }
 lacks() { [[ ! -e $at/$1 ]] || die "$1 is there"; }
 
 at=$TEST_DIR/mnt backup=$TEST_DIR/backup
@@ -63,9 +65,14 @@ for kind in ploop1 raw; do
     put fourth 1M
     ploopctl snapshot umount "$backup"
     expect_same "$(ploopctl list | grep -c /dev/)" 1 'devices'
+    expect_same "$(checked '.live')" '[true]' 'images that are checked'
     umount "$at"
     detach "$disk"
     ploopctl fscheck "$disk" >/dev/null
+    # One that only reads is not judged in place of the disk.
+    device=$(attach -r --snapshot "$a" "$disk")
+    expect_same "$(checked '.live')" '[false,false,false]' 'images that are checked beside a snapshot'
+    detach "$device"
 
     note 'back to the second'
     ploopctl snapshot switch --uuid "$b" "$disk"

@@ -210,6 +210,10 @@ fn a_missing_image_of_another_branch_is_in_nobodys_way() {
     on(&disk, &["recover"]).expect(0).says(&[&hint]);
     on(&disk, &["compact"]).expect(0).says(&[&hint]);
     on(&disk, &["check", "--repair"]).expect(4).says(&[&hint]);
+    let all = on(&disk, &["check", "--json"]).expect(4).json();
+    let all = all["images"].as_array().unwrap().iter();
+    let results: Vec<_> = all.map(|i| i["result"].as_str().unwrap()).collect();
+    assert_eq!(results, ["clean", "missing", "clean", "clean"]);
     assert_eq!(on(&disk, &["check"]).out.matches("No damage").count(), 3);
     let copy = disk.join("copy.hds");
     fs::copy(disk.join("root.hds"), &copy).unwrap();
