@@ -6,7 +6,7 @@
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 
-need e2fsck debugfs blkid jq
+need e2fsck debugfs blkid jq chattr
 
 scratch_fs ext4
 
@@ -114,7 +114,12 @@ for kind in ploop1 raw; do
     touch "$disk/root.hds"
     says 39 'was written to' attach "$disk"
     device=$(attach --force "$disk")
-    detach "$disk"
+    note 'detached though that cannot be written down'
+    ploopctl snapshot create "$disk" >/dev/null
+    udevadm settle -t 10
+    chattr +i "$disk"
+    says 0 "$device is detached" detach "$disk"
+    chattr -i "$disk"
     device=$(attach "$disk")
     if [[ $kind == raw && $EFFORT != soak ]]; then
         debugfs -w -R 'sif <2> links_count 9' "$device" 2>/dev/null
