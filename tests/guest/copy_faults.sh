@@ -59,6 +59,10 @@ fails nonsense 13 'no answer|went away' --through 'head -c 64 /dev/zero; cat >/d
 fails 'ends at once' 13 'went away' --through true
 fails silent 13 silent --timeout 2 --through 'sleep 30'
 fails 'stop command' 12 'stop command' --stop-command false --to "$SCRATCH/copy"
+fails 'a command that fails in the end' 12 'the command failed' --keep-frozen \
+    --through "ploopctl copy receive '$SCRATCH/copy' && rm -r '$SCRATCH/copy' && exit 3"
+fails 'a signal while it is frozen' 138 '' --keep-frozen \
+    --through "ploopctl copy receive '$SCRATCH/copy' && rm -r '$SCRATCH/copy' && kill -USR1 \$PPID && exit 3"
 
 note 'the receiver is killed'
 for when in $(share '0.1 2 4.4' '0.1 0.5 1.1 2 3 4.2 4.6') $((RANDOM % 6)).$((RANDOM % 10)); do
