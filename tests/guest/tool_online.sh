@@ -60,6 +60,27 @@ e2fsck -f -n "$device" >/dev/null || die 'the file system is damaged'
 detach "$device"
 qemu-img check -q -f parallels image || die 'the image is damaged'
 
+note 'a detach that waits does not stop who has got the number by then'
+device=$(attach image)
+ploopctl create -s 64M -b 64K other
+exec 8>/run/ploopctl.lock
+flock 8
+ploopctl detach "$device" 2>"$TEST_DIR/said" 8>&- &
+detach=$!
+waits() { readlink "/proc/$detach/fd"/* | grep -qx /run/ploopctl.lock; }
+retry 20 waits
+# Who comes now has another lock.
+rm /run/ploopctl.lock
+detach "$device"
+expect_same "$(attach other)" "$device" 'the number'
+exec 8>&-
+status=0
+wait "$detach" || status=$?
+expect_same "$status" 40 "the status of the detach, which says $(<"$TEST_DIR/said")"
+expect_same "$(images_of "$device")" "$SCRATCH/other" 'images'
+detach "$device"
+rm image other
+
 note 'a merge is watched, slowed down, ended, and done'
 ploopctl create -s 128M -b 64K base
 ploopctl create -s 128M -b 64K top
