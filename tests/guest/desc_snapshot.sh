@@ -190,7 +190,43 @@ damaged() {
 }
 damaged has_journal 'ssv last_orphan 5000'
 damaged ^has_journal 'ssv state 0'
-detach "$SCRATCH/xfs"
+
+note 'fscheck and a mount that are ended early, and a device that somebody has open'
+disk=$SCRATCH/xfs
+mkfs.ext4 -q -F "$device"
+uuid=$(make)
+# The next one.
+spare=/sys/block/ploop1
+expect_same "$device" /dev/ploop0 'the device'
+is_there() { [[ $(cat "$spare/size" 2>/dev/null) -gt 0 ]]; }
+# slowly ARGUMENTS...: ploopctl in the background, whose programs are slow to begin, until it has a device of its own.
+slowly() {
+    strace -f -o /dev/null -e trace=execve -e inject=execve:delay_enter=2000000 \
+        ploopctl "$@" >"$TEST_DIR/said" 2>&1 &
+    tracer=$!
+    retry 30 is_there
+}
+# ended ARGUMENTS...: it is ended by a signal then.
+ended() {
+    local status=0
+    slowly "$@"
+    pkill -TERM -P "$tracer" -x ploopctl
+    wait "$tracer" || status=$?
+    expect_same "$status" 29 "the status of $1, which says $(<"$TEST_DIR/said")"
+    [[ ! -e $spare ]] || die "$1 has left a device"
+    expect_same "$(ploopctl snapshot list --json "$disk" | jq '.snapshots | length')" 2 "deltas after $1"
+}
+ended fscheck "$disk"
+ended snapshot mount --uuid "$uuid" "$disk" "$backup"
+slowly fscheck "$disk"
+exec 8<"/dev/${spare##*/}"
+retry 60 grep -q ': sound' "$TEST_DIR/said"
+# Longer than any detach is patient.
+sleep 4
+exec 8<&-
+wait "$tracer" || die "fscheck says $(<"$TEST_DIR/said")"
+[[ ! -e $spare ]] || die 'fscheck has left a device'
+detach "$disk"
 
 note 'fscheck without space for what the mount would write'
 ploopctl create --descriptor -s 320M -b 1M "$SCRATCH/tight"

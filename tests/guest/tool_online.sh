@@ -60,8 +60,19 @@ e2fsck -f -n "$device" >/dev/null || die 'the file system is damaged'
 detach "$device"
 qemu-img check -q -f parallels image || die 'the image is damaged'
 
-note 'a detach that waits does not stop who has got the number by then'
+note 'a detach by force that is ended leaves writes as they were'
 device=$(attach image)
+exec 8<"$device"
+fails_when_full() { [[ $(<"/sys/block/${device##*/}/ptune/on_full") == fail ]]; }
+ploopctl detach --force "$device" 2>"$TEST_DIR/said" &
+detach=$!
+retry 20 fails_when_full
+kill -TERM "$detach"
+wait "$detach" || true
+! fails_when_full || die 'writes that find no space fail from now on'
+exec 8<&-
+
+note 'a detach that waits does not stop who has got the number by then'
 ploopctl create -s 64M -b 64K other
 exec 8>/run/ploopctl.lock
 flock 8

@@ -209,6 +209,10 @@ fn a_name_may_be_any_bytes() {
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(answer["image"].as_str().unwrap().ends_with("odd\u{fffd}"));
     }
+    // It steers no terminal.
+    on(&scratch.path("\u{1b}[2J"), &["info"])
+        .expect(4)
+        .says(&["\\u{1b}[2J"]);
 }
 
 #[test]
