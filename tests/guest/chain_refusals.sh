@@ -6,6 +6,8 @@
 # timeout: 180
 . "$(dirname "$0")/lib.sh"
 
+need jq
+
 scratch_fs tmpfs
 cd "$SCRATCH"
 make() { ploopctl create "$@" >/dev/null; }
@@ -79,6 +81,8 @@ detach "$(attach base large)"
 device=$(attach -r marked top)
 detach "$device"
 expect_same "$(sha256sum marked)" "$(grep ' marked$' <<<"$sum")" 'the marked image'
-detach "$(attach marked top)"
+ploopctl attach --json marked top >"$TEST_DIR/said"
+detach "$(jq -r .device "$TEST_DIR/said")"
+jq -e '.repaired[0] | startswith("marked: ")' "$TEST_DIR/said" >&2 || die "the repair was not told: $(<"$TEST_DIR/said")"
 ploopctl check marked >&2
 cd /

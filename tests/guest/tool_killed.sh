@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # ploopctl killed at any point of attach or detach, by the clock and before each
 # of its ioctls: the next detach or attach copes, nothing stays behind and the
-# data is there.
+# data is there. Nor does an image stay that could not be made.
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 
@@ -112,3 +112,11 @@ device=$(attach "$image")
 cmp -n $((1 << 20)) "$device" "$TEST_DIR/data" || die "the data is gone"
 detach "$device"
 ploopctl check "$image" >&2
+
+note 'an image whose name cannot be made durable is none'
+status=0
+strace -f -o /dev/null -e trace=fsync -e inject=fsync:error=EIO:when=2 \
+    ploopctl create -s 64M "$SCRATCH/new" 2>"$TEST_DIR/said" || status=$?
+expect_same "$status" 16 "the status of create, which says $(<"$TEST_DIR/said")"
+[[ ! -e $SCRATCH/new ]] || die 'it is there'
+

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 # What ploopctl does to images that are attached and have no descriptor: growing,
-# compacting and merging them by the kernel, steering that, trimming, and detaching a
-# device that is held up. The disk always reads as written.
+# compacting and merging them by the kernel, steering that, trimming, looking at one that grows, and
+# detaching a device that is held up. The disk always reads as written.
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 
-need jq e2fsck
+need jq e2fsck strace
 
 scratch_fs ext4
 cd "$SCRATCH"
@@ -71,6 +71,17 @@ kill -TERM "$detach"
 wait "$detach" || true
 ! fails_when_full || die 'writes that find no space fail from now on'
 exec 8<&-
+
+note 'what comes while info looks is no damage'
+# Stopped when it knows the length of the file, but no entries.
+strace -o "$TEST_DIR/calls" -e trace=pread64 -e inject=pread64:signal=STOP:when=2 \
+    ploopctl info --json "$device" >"$TEST_DIR/said" &
+tracer=$!
+retry 20 grep -qs 'stopped by SIGSTOP' "$TEST_DIR/calls"
+dd if=/dev/urandom of="$device" bs=1M seek=128 count=32 conv=fsync status=none
+pkill -CONT -P "$tracer" -x ploopctl
+wait "$tracer"
+expect_same "$(jq .damaged "$TEST_DIR/said")" false damaged
 
 note 'a detach that waits does not stop who has got the number by then'
 ploopctl create -s 64M -b 64K other
