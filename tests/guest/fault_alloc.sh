@@ -71,8 +71,9 @@ spend() {
     (($(<"$faults/$1/times") == 0))
 }
 
+# A disk that finds no memory for its name has none, which the kernel calls an invalid argument (device_add_disk).
 # shellcheck disable=SC2034 # for fault-ops
-kinds=(failslab fail_page_alloc) size=$((3 << 20)) step=2 excuse='errno 12$|os error 12\)|Cannot allocate memory|Out of memory' may_poison=0
+kinds=(failslab fail_page_alloc) size=$((3 << 20)) step=2 excuse='errno 12$|os error 12\)|Cannot allocate memory|Out of memory|cannot add a device: Invalid argument$' may_poison=0
 # shellcheck disable=SC2034
 sure='attach snapshot merge_top merge_lower grow'
 ploopctl create -s 64M -b 64K "$SCRATCH/spend.img" >/dev/null
