@@ -5,7 +5,7 @@
 
 mod common;
 use common::{disk, has_qemu, on, ploopctl, qemu_check, small, small_disk, Scratch};
-use sha2::{Digest, Sha256};
+use ploopctl::backup::{wire, write};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -107,29 +107,16 @@ fn what_cannot_be_is_refused() {
     assert_eq!(scratch.names(), names);
 }
 
-/// An empty backup number `nr` of the chain that begins with `full`.
-fn incremental(full: &[u8], nr: u8) -> Vec<u8> {
-    let sum = |bytes: &[u8]| crc32c::crc32c(bytes).to_le_bytes();
-    let mut file = full[..256].to_vec();
-    let parent = file[80..96].to_vec();
-    file[44] = 1;
-    file[48..64].fill(nr);
-    file[64..80].fill(nr - 1);
-    if nr == 1 {
-        file[64..80].copy_from_slice(&parent);
-    }
-    let of_header = sum(&file[..252]);
-    file[252..].copy_from_slice(&of_header);
-    let mut end = [0; 64];
-    end[24..32].copy_from_slice(&256u64.to_le_bytes());
-    end[32..].copy_from_slice(&Sha256::digest(&file));
-    let mut head = [0; 32];
-    (head[0], head[4]) = (4, 64);
-    head[24..28].copy_from_slice(&sum(&end));
-    let of_head = sum(&head[..28]);
-    head[28..].copy_from_slice(&of_head);
-    file.extend(head);
-    file.extend(end);
+/// An empty backup number `nr` of the chain that begins with one that has this header.
+fn incremental(full: &wire::Header, nr: u8) -> Vec<u8> {
+    let header = wire::Header {
+        id: [nr; 16],
+        parent: Some(if nr == 1 { full.id } else { [nr - 1; 16] }),
+        ..*full
+    };
+    let mut file = Vec::new();
+    let writer = write::Writer::new(&mut file, Path::new("incremental"), &header).unwrap();
+    writer.finish().unwrap();
     file
 }
 
@@ -141,10 +128,12 @@ fn a_chain_is_longer_than_the_limit_of_open_files() {
     let full = scratch.path("0");
     run(&["backup", "full"], &[&image, &full]).expect(0);
     let bytes = fs::read(&full).unwrap();
+    let header = wire::Header::parse(bytes.first_chunk().unwrap()).unwrap();
     let mut files = vec![full];
     for nr in 1..100 {
-        files.push(scratch.path(&nr.to_string()));
-        fs::write(files.last().unwrap(), incremental(&bytes, nr)).unwrap();
+        let file = scratch.path(&nr.to_string());
+        fs::write(&file, incremental(&header, nr)).unwrap();
+        files.push(file);
     }
     let out = scratch.path("out");
     let output = Command::new("bash")

@@ -7,8 +7,8 @@
 mod common;
 
 use common::*;
-use nix::fcntl::{fcntl, FcntlArg, Flock, FlockArg};
-use nix::libc;
+use nix::fcntl::{Flock, FlockArg};
+use ploopctl::descriptor::lock::{BaseLock, Patience};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -470,15 +470,8 @@ fn a_descriptor_may_change_while_its_base_is_waited_for() {
     let after = fs::read(xml(&disk)).unwrap();
     fs::write(xml(&disk), before).unwrap();
     // As who locks the base alone.
-    let base = File::open(disk.join("root.hds")).unwrap();
-    let lock = libc::flock {
-        l_type: libc::F_RDLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 205,
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(&base, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    let patience = Patience(Duration::ZERO);
+    let base = BaseLock::take(&xml(&disk), &disk.join("root.hds"), false, patience).unwrap();
     let mut waiting = Command::new(env!("CARGO_BIN_EXE_ploopctl"))
         .args(["snapshot", "create", "--wait", "60", "--uuid", B])
         .arg(&disk)
