@@ -36,13 +36,12 @@ cp -a --sparse=always "$disk" "$SCRATCH/before"
 
 # killed_everywhere WANT ARGUMENTS...: WANT is what the disk may show, as a pattern.
 killed_everywhere() {
-    local want=$1 call nr first step total=0 status seen
+    local want=$1 call nr step total=0 status seen
     shift
     for call in rename unlink linkat fsync pwrite64 openat; do
         # Of those that are many, fewer.
         case $call in openat|pwrite64) step=$many ;; *) step=$few ;; esac
-        first=$((1 + RANDOM % step))
-        for ((nr = first; ; nr += step)); do
+        for ((nr = 1 + RANDOM % step; ; nr += step)); do
             rm -rf "$disk"
             cp -a --sparse=always "$SCRATCH/before" "$disk"
             status=0
@@ -50,8 +49,8 @@ killed_everywhere() {
                 ploopctl "$@" >/dev/null 2>&1 || status=$?
             if ((status != 137)); then
                 # It makes fewer such calls than where this began: its first one, then.
-                ((status == 0 && nr == first && nr > 1)) || break
-                first=1 nr=$((1 - step))
+                ((status == 0 && nr > 1 && nr <= step)) || break
+                nr=$((1 - step))
                 continue
             fi
             total=$((total + 1))

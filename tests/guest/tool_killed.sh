@@ -119,4 +119,3 @@ strace -f -o /dev/null -e trace=fsync -e inject=fsync:error=EIO:when=2 \
     ploopctl create -s 64M "$SCRATCH/new" 2>"$TEST_DIR/said" || status=$?
 expect_same "$status" 16 "the status of create, which says $(<"$TEST_DIR/said")"
 [[ ! -e $SCRATCH/new ]] || die 'it is there'
-
