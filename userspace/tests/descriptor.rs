@@ -10,7 +10,7 @@ use common::*;
 use nix::fcntl::{Flock, FlockArg};
 use ploopctl::descriptor::lock::{BaseLock, Patience};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,31 +18,6 @@ use std::time::{Duration, Instant};
 const TOP: &str = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
 const A: &str = "{aaaaaaaa-0000-4000-8000-00000000000a}";
 const B: &str = "{bbbbbbbb-0000-4000-8000-00000000000b}";
-
-fn new_disk(scratch: &Scratch, name: &str, options: &[&str]) -> PathBuf {
-    let dir = scratch.path(name);
-    let mut args = vec!["create", "--descriptor", "-s", "1M", "-b", "32K"];
-    args.extend(options);
-    on(&dir, &args).expect(0);
-    dir
-}
-
-fn snapshot(disk: &Path, uuid: &str) {
-    let run = on(disk, &["snapshot", "create", "--uuid", uuid]).expect(0);
-    assert_eq!(run.out, format!("{uuid}\n"));
-}
-
-fn xml(disk: &Path) -> PathBuf {
-    disk.join("DiskDescriptor.xml")
-}
-
-fn files(disk: &Path) -> Vec<String> {
-    let json = on(disk, &["info", "--json"]).expect(0).json();
-    let images = json["images"].as_array().unwrap().iter();
-    images
-        .map(|i| i["image"].as_str().unwrap().to_owned())
-        .collect()
-}
 
 fn edit(disk: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(xml(disk)).unwrap();
@@ -311,73 +286,6 @@ fn a_disk_is_found_by_any_name() {
 }
 
 #[test]
-fn an_image_of_a_disk_is_not_changed_alone() {
-    let scratch = Scratch::new("desc-alone");
-    let disk = new_disk(&scratch, "d", &[]);
-    let image = disk.join("root.hds");
-    for args in [
-        &["resize", "-s", "2M"][..],
-        &["compact", "--drop-zeros"],
-        &["convert", "-f", "preallocated", "--in-place"],
-    ] {
-        let before = fs::read(&image).unwrap();
-        on(&image, args)
-            .expect(38)
-            .says(&["is an image of the disk", "--force"]);
-        assert_eq!(fs::read(&image).unwrap(), before);
-        let forced = [args, &["--force"]].concat();
-        on(&image, &forced).expect(0);
-    }
-}
-
-#[test]
-fn images_of_a_disk_are_not_merged_alone() {
-    let scratch = Scratch::new("desc-merge");
-    let disk = new_disk(&scratch, "d", &[]);
-    snapshot(&disk, A);
-    let images = files(&disk);
-    let (base, top) = (Path::new(&images[0]), Path::new(&images[1]));
-    let outside = scratch.create("outside.img", &["-s", "1M", "-b", "32K"]);
-    let before = (fs::read(base).unwrap(), fs::read(top).unwrap());
-    for (lower, upper) in [(base, top), (base, &outside), (&outside, top)] {
-        on(upper, &["merge", lower.to_str().unwrap()])
-            .expect(38)
-            .says(&["is an image of the disk", "--force"]);
-    }
-    assert_eq!((fs::read(base).unwrap(), fs::read(top).unwrap()), before);
-    on(top, &["merge", "--force", images[0].as_str()]).expect(0);
-}
-
-#[test]
-fn an_image_of_a_disk_is_not_taken_for_the_disk() {
-    let scratch = Scratch::new("desc-part");
-    let disk = new_disk(&scratch, "d", &[]);
-    let (out, base) = (scratch.path("out"), disk.join("root.hds"));
-    let out = out.to_str().unwrap();
-    let made = || fs::remove_file(out).unwrap();
-    // Where it is all of it, it is.
-    ploopctl(&["backup", "full", base.to_str().unwrap(), out]).expect(0);
-    made();
-    snapshot(&disk, A);
-    let images = files(&disk);
-    let [base, top] = [images[0].as_str(), images[1].as_str()];
-    // The base is a snapshot.
-    ploopctl(&["convert", "-f", "raw", base, out]).expect(0);
-    made();
-    for args in [
-        &["convert", "-f", "raw", top, out][..],
-        &["convert", "-f", "raw", top, base, out],
-        &["backup", "full", top, out],
-        &["attach", base],
-        &["attach", top],
-    ] {
-        let run = ploopctl(args).expect(38);
-        run.says(&["is an image of the disk", "give the disk"]);
-    }
-    ploopctl(&["convert", "-f", "raw", base, top, out]).expect(0);
-}
-
-#[test]
 fn descriptors_are_made_anew() {
     let scratch = Scratch::new("desc-restore");
     let disk = new_disk(&scratch, "d", &[]);
@@ -493,38 +401,6 @@ fn a_descriptor_may_change_while_its_base_is_waited_for() {
     on(&disk, &["descriptor", "validate"]).expect(0);
 }
 
-#[test]
-fn an_image_takes_the_place_of_another() {
-    let scratch = Scratch::new("desc-replace");
-    let disk = new_disk(&scratch, "d", &[]);
-    snapshot(&disk, A);
-    let new = disk.join("copy.hds");
-    fs::copy(disk.join("root.hds"), &new).unwrap();
-    let replace = |args: &[&str]| {
-        let mut all = vec!["replace"];
-        all.extend(args);
-        on(&disk, &all)
-    };
-    let name = new.to_str().unwrap();
-    replace(&["--level", "7", name])
-        .expect(38)
-        .says(&["no level 7"]);
-    replace(&["--level", "0", disk.join("root.hds").to_str().unwrap()])
-        .expect(38)
-        .says(&["already"]);
-    let outside = scratch.create("outside", &["-s", "1M", "-b", "32K"]);
-    replace(&["--uuid", A, outside.to_str().unwrap()])
-        .expect(38)
-        .says(&["not in the directory"]);
-    scratch.create("d/larger", &["-s", "2M", "-b", "32K"]);
-    replace(&["--uuid", A, disk.join("larger").to_str().unwrap()])
-        .expect(38)
-        .says(&["disk size"]);
-    replace(&["--level", "0", name]).expect(0);
-    assert!(files(&disk)[0].ends_with("copy.hds"));
-    assert!(disk.join("root.hds").exists());
-}
-
 /// A descriptor as OpenVZ's tools write it, unknown elements and all.
 #[test]
 fn what_others_wrote_stays() {
@@ -554,51 +430,6 @@ fn what_others_wrote_stays() {
     assert!(now.contains(&format!("<TopGUID>{TOP}</TopGUID>")));
     on(&disk, &["snapshot", "delete", "--uuid", TOP]).expect(0);
     on(&disk, &["descriptor", "validate"]).expect(0);
-}
-
-#[test]
-fn a_lower_image_that_was_changed_is_noticed() {
-    let scratch = Scratch::new("desc-changed");
-    let disk = new_disk(&scratch, "d", &[]);
-    snapshot(&disk, A);
-    let base = File::options()
-        .write(true)
-        .open(disk.join("root.hds"))
-        .unwrap();
-    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
-    base.set_modified(later).unwrap();
-    on(&disk, &["attach"]).expect(39).says(&[
-        "root.hds was written to",
-        "after it was closed",
-        "--force",
-    ]);
-    on(&disk, &["descriptor", "validate"]).expect(39);
-    base.set_len(1 << 20).unwrap();
-    on(&disk, &["attach"])
-        .expect(39)
-        .says(&["root.hds has 1048576 bytes, it had"]);
-}
-
-/// A repair of a lower image by its own name left the disk with the record of before, and it was refused
-/// as changed by somebody else; so did compacting it.
-#[test]
-fn an_image_of_a_disk_is_mended_as_such() {
-    let scratch = Scratch::new("desc-image");
-    let disk = new_disk(&scratch, "d", &[]);
-    snapshot(&disk, A);
-    let base = disk.join("root.hds");
-    on(&base, &["compact"])
-        .expect(38)
-        .says(&["is an image of the disk", "--force"]);
-    on(&disk, &["compact"]).expect(0);
-    // Damage that leaves the file's time alone.
-    let time = fs::metadata(&base).unwrap().modified().unwrap();
-    put_u32(&base, MARK, IN_USE);
-    let file = File::options().write(true).open(&base).unwrap();
-    file.set_modified(time).unwrap();
-    on(&base, &["check", "--repair"]).expect(0);
-    on(&disk, &["descriptor", "validate"]).expect(0);
-    on(&base, &["check"]).expect(0);
 }
 
 /// The old descriptor was read as text before it was kept, so what needed `restore` most was refused.

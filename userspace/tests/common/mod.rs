@@ -220,3 +220,30 @@ pub fn small_disk() -> Vec<u8> {
     }
     disk
 }
+
+/// With a descriptor, 1 MiB in clusters of 32 KiB.
+pub fn new_disk(scratch: &Scratch, name: &str, options: &[&str]) -> PathBuf {
+    let dir = scratch.path(name);
+    let mut args = vec!["create", "--descriptor", "-s", "1M", "-b", "32K"];
+    args.extend(options);
+    on(&dir, &args).expect(0);
+    dir
+}
+
+pub fn snapshot(disk: &Path, uuid: &str) {
+    let run = on(disk, &["snapshot", "create", "--uuid", uuid]).expect(0);
+    assert_eq!(run.out, format!("{uuid}\n"));
+}
+
+pub fn xml(disk: &Path) -> PathBuf {
+    disk.join("DiskDescriptor.xml")
+}
+
+/// The names of its images, the base first.
+pub fn files(disk: &Path) -> Vec<String> {
+    let json = on(disk, &["info", "--json"]).expect(0).json();
+    let images = json["images"].as_array().unwrap().iter();
+    images
+        .map(|i| i["image"].as_str().unwrap().to_owned())
+        .collect()
+}
