@@ -15,7 +15,7 @@ mkdir points backups
 disk=$SCRATCH/disk
 rounds=$(share 4 20)
 # What the rounds write at random, and then a part that is written while a backup is made.
-quiet=$(($(share 16 32) << 20)) busy=$(($(share 4 8) << 20))
+quiet=$(($(share 4 32) << 20)) busy=$(($(share 4 8) << 20))
 
 checkpoints() { ploopctl checkpoint list --json "$1" | jq '.checkpoints | length'; }
 deltas() { ploopctl snapshot list --json "$disk" | jq '.snapshots | length'; }
@@ -222,7 +222,7 @@ rm points/* backups/*
 
 note 'a device that is detached during its backup, whose number another gets'
 device=$(attach image)
-ploopctl backup full --bwlimit "$(share 128 256)K" "$device" new >"$TEST_DIR/said" 2>&1 &
+ploopctl backup full --bwlimit "$(share 384 256)K" "$device" new >"$TEST_DIR/said" 2>&1 &
 tool=$!
 retry 30 compgen -G 'image.backup-*' >/dev/null || die 'no snapshot'
 retry 30 eval '(($(images) == 2))' || die 'it is not written to'

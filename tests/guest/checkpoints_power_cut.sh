@@ -61,7 +61,7 @@ while read -r -u 9 at seed want; do
 done 9< <({
     # What there must be at the marks.
     for at in begin:0 kept:1 written0:0 written42:0 again:1; do echo "$(entry_of "${at%:*}") 0 ${at#*:}"; done
-    cuts "$(entry_of begin)" "$(entry_of again)" "$(share 16 1000)"
+    cuts "$(entry_of begin)" "$(entry_of again)" "$(share 7 1000)"
 } | sort -s -n -k 1,1)
 note "$with of $tried cuts left the checkpoint"
-((tried > 20)) || die 'hardly any cut was tried'
+((tried > 16)) || die 'hardly any cut was tried'

@@ -38,7 +38,7 @@ same() {
 
 note 'the bare disk'
 for ((run = 1; run <= runs; run++)); do
-    ploopctl create -s "$(share 24 48)M" -b 64K "$SCRATCH/disk.img"
+    ploopctl create -s "$(share 12 48)M" -b 64K "$SCRATCH/disk.img"
     device=$(attach "$SCRATCH/disk.img")
     begin_load --seed $((seed + run)) --discard --seconds 60 --save "$TEST_DIR/model" "$device"
     nap

@@ -39,7 +39,7 @@ disarm() {
 }
 
 # shellcheck disable=SC2034 # for fault-ops
-kinds=(io) size=$((8 << 20)) step=1 excuse='errno 5$|os error 5\)|(I/O|Input/output) error' may_poison=1
+kinds=(io) size=$(($(share 2 8) << 20)) step=1 excuse='errno 5$|os error 5\)|(I/O|Input/output) error' may_poison=1
 # Checkpoints are in memory.
 # shellcheck disable=SC2034
 sure='attach detach cow read snapshot merge_top merge_lower track sync write discard compact grow'

@@ -19,7 +19,8 @@ scratch_fs ext4 1
 ploopctl create -s "$((ram * 3 / 2))M" -b 256K "$SCRATCH-1/swap.img" >/dev/null
 new files 512
 swap=$(attach "$SCRATCH-1/swap.img")
-dd if=/dev/urandom of="$swap" bs=1M oflag=direct count=$((ram * 3 / 2)) status=none
+head -c 8M /dev/urandom >"$TEST_DIR/random"
+dd if=<(while cat "$TEST_DIR/random"; do :; done 2>/dev/null) of="$swap" bs=1M iflag=fullblock oflag=direct count=$((ram * 3 / 2)) status=none
 sync
 # From here on its blocks are known, and swapped pages need no memory on their way.
 dd if="$swap" of=/dev/null bs=1M iflag=direct status=none
@@ -73,7 +74,7 @@ while alive "$hog" || alive "$writer"; do
     size=$(($(blockdev --getsize64 "$files") >> 20))
     new "$count" "$size"
     timeout "$(limit 300)" plooptest snapshot --cluster-log 7 "$files" "$SCRATCH/$count.img" || die 'a snapshot failed'
-    sleep 1
+    sleep "$(share 4 1)"
     timeout "$(limit 300)" plooptest op "$files" merge top || die 'a merge failed'
     timeout "$(limit 300)" plooptest op "$files" grow $(((size + 8) << 11)) || die 'the disk could not grow'
     timeout "$(limit 300)" plooptest op "$files" compact || die 'the disk could not be compacted'

@@ -26,12 +26,17 @@ mount /dev/mapper/below "$SCRATCH"
 
 heal() { below "0 $sectors linear $disk 0"; }
 
-# place FILE BYTE: the first sector of the disk below that holds data of FILE at BYTE or
-# behind that; what was only reserved is not read.
-place() {
+# extents FILE: first and last sector of each part of it that holds data, and where it is on the disk below; what was
+# only reserved is not read.
+extents() {
     sync -f "$SCRATCH"
     filefrag -e -b512 "$1" | grep -v unwritten |
-        sed -n 's/^ *[0-9]*: *\([0-9]*\)\.\. *\([0-9]*\): *\([0-9]*\)\.\..*/\1 \2 \3/p' |
+        sed -n 's/^ *[0-9]*: *\([0-9]*\)\.\. *\([0-9]*\): *\([0-9]*\)\.\..*/\1 \2 \3/p'
+}
+
+# place FILE BYTE: the first sector of the disk below that holds data of FILE at BYTE or behind that.
+place() {
+    extents "$1" |
         awk -v want=$(($2 >> 9)) '$2 >= want { print $3 + (want > $1 ? want - $1 : 0); exit }'
 }
 
@@ -223,9 +228,8 @@ dd if=/dev/urandom of="$device" bs=1M count=24 oflag=direct conv=notrunc status=
 # Every other MiB goes; the last slot stays, whichever cluster has it.
 for ((mib = 0; mib < 24; mib += 2)); do blkdiscard -o $((mib << 20)) -l $((1 << 20)) "$device"; done
 copy $((24 << 20))
-at=$(($(stat -c %s "$SCRATCH/0.img") / c - 1))
-# What was punched, or never used, has no data.
-while [[ -z $(place "$SCRATCH/0.img" $((at * c))) ]]; do at=$((at - 1)); done
+# The last slot with data: what was punched, or never used, has none.
+at=$(extents "$SCRATCH/0.img" | awk -v slot=$((c >> 9)) '{ last = int($2 / slot) } END { print last }')
 bad reads "$SCRATCH/0.img" $((at * c))
 fails plooptest op "$device" compact
 heal

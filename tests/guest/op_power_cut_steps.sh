@@ -10,7 +10,7 @@
 
 # shellcheck disable=SC2034 # for the libraries
 blocks=60 small=6
-most=$(share 4 1000)
+most=$(share 3 1000)
 
 nothing() { :; }
 

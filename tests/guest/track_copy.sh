@@ -42,7 +42,7 @@ round() {
 note 'one image'
 ploopctl create -s 12M -b 64K "$SCRATCH/0.img" >/dev/null
 device=$(attach "$SCRATCH/0.img")
-for ((run = $(share 5 25); run > 0; run--)); do round "$SCRATCH/0.img" ''; done
+for ((run = $(share 3 25); run > 0; run--)); do round "$SCRATCH/0.img" ''; done
 
 note 'what is refused meanwhile, and how it ends'
 ploopctl create -s 12M -b 64K "$SCRATCH/1.img" >/dev/null
@@ -62,6 +62,6 @@ detach "$device"
 
 note 'the top of a chain'
 device=$(attach "$SCRATCH/0.img" "$SCRATCH/1.img")
-for ((run = $(share 3 25); run > 0; run--)); do round "$SCRATCH/1.img" "$SCRATCH/0.img"; done
+for ((run = $(share 2 25); run > 0; run--)); do round "$SCRATCH/1.img" "$SCRATCH/0.img"; done
 detach "$device"
 for image in "$SCRATCH"/[01].img; do ploopctl check "$image" >&2; done
