@@ -63,12 +63,21 @@ system_start() {
 
 reset() { echo system_reset >&"$monitor"; }
 
+# hangs_early NR: whether the kernel of that boot has not come to its first process: see machine_boot.
+hangs_early() { (($(grep -ac 'Welcome to' "$dir/console.log") < $1)); }
+
 # stage NR: one boot, until what comes next, which is left in `next`.
 stage() {
-    local line='' word rest name heard began=$SECONDS limit=$((180 * factor))
+    local line='' word rest name heard began=$SECONDS limit=$((180 * factor)) resets=0
     while :; do
         heard=0
         machine_hear line "$limit" || heard=$?
+        if ((heard == 2 && resets < 2)) && hangs_early "$1"; then
+            resets=$((resets + 1))
+            say "$area" "boot $1: the kernel hangs as it begins (reset $resets)"
+            reset
+            continue
+        fi
         ((heard == 0)) || lost "boot $1: $([[ $heard == 1 ]] && echo 'QEMU ended' || echo "silent for $limit s")"
         read -r word rest <<<"$line"
         case $word in
